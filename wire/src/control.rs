@@ -1,0 +1,268 @@
+//! What hivectl and the gateway say to each other on the control plane (`/control/v1/…`).
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{ModelFacts, ModelName, WorkerId, WorkerState};
+
+/// The error envelope of both planes, as OpenAI's document states it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorEnvelope {
+    /// The error.
+    pub error: ErrorBody,
+}
+
+/// What went wrong, in OpenAI's four fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// A sentence a person can act on.
+    pub message: String,
+    /// OpenAI's class of error, such as `invalid_request_error`.
+    pub r#type: String,
+    /// The field at fault, if one is.
+    pub param: Option<String>,
+    /// The stable code, such as `model_not_found`.
+    pub code: Option<String>,
+}
+
+/// One worker, as `GET /control/v1/workers` lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerView {
+    /// Its id.
+    pub id: WorkerId,
+    /// The model it serves; an attached server's first one.
+    pub model: ModelName,
+    /// All models it serves.
+    pub models: Vec<ModelName>,
+    /// Where it stands.
+    pub state: WorkerState,
+    /// Its process id; none for an attached server.
+    pub pid: Option<u32>,
+    /// Where the gateway reaches it.
+    pub url: String,
+    /// The machine it runs on.
+    pub host: String,
+    /// How many requests it takes at once.
+    pub slots: u32,
+    /// How many of ours it holds now.
+    pub in_flight: u32,
+    /// The epoch of its registration.
+    pub epoch: i64,
+    /// `own` or `attached`.
+    pub kind: WorkerKind,
+    /// What it runs on.
+    pub device: String,
+    /// How far loading is, from 0 to 1.
+    pub progress: Option<f32>,
+    /// What it is doing, or why it is not ready.
+    pub message: Option<String>,
+    /// Decode speed lately, in tokens per second.
+    pub tokens_per_second: Option<f32>,
+    /// Resident memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Milliseconds since it was last heard of.
+    pub silent_ms: u64,
+    /// The worker program's version; empty for an attached server.
+    pub version: String,
+    /// What is known about its model.
+    pub facts: ModelFacts,
+}
+
+/// Whose program a worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerKind {
+    /// A `hive-worker` that registered itself.
+    Own,
+    /// Any OpenAI-compatible server an operator attached.
+    Attached,
+}
+
+/// `POST /control/v1/workers`: attach an OpenAI-compatible server.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// The server's base URL, with or without `/v1`.
+    pub url: String,
+    /// The models to route to it; empty: those its own `/v1/models` lists.
+    #[serde(default)]
+    pub models: Vec<ModelName>,
+    /// The server's API key, if it wants one.
+    #[serde(default)]
+    pub api_key: Option<String>,
+    /// The id to give it; none: one is made from its host and port.
+    #[serde(default)]
+    pub id: Option<WorkerId>,
+    /// How many requests it takes at once; none: 64.
+    #[serde(default)]
+    pub slots: Option<u32>,
+}
+
+/// `POST /control/v1/join-tokens`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NewJoinToken {
+    /// Only a worker of this id may use it, and it then takes over from whoever held the id.
+    pub worker_id: Option<WorkerId>,
+    /// How long it is good for, in seconds; at most and by default 900.
+    pub ttl_s: Option<u32>,
+}
+
+/// A single-use join token, shown once.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct JoinToken {
+    /// The token.
+    pub token: String,
+    /// When it expires, in Unix milliseconds.
+    pub expires_at_ms: i64,
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub enum Scope {
+    /// Call models.
+    #[serde(rename = "infer")]
+    Infer,
+    /// List models.
+    #[serde(rename = "models:read")]
+    ModelsRead,
+    /// The whole control plane, and `infer`.
+    #[serde(rename = "admin")]
+    Admin,
+    /// Read `/metrics`.
+    #[serde(rename = "metrics:read")]
+    MetricsRead,
+}
+
+impl Scope {
+    /// The scope as keys spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Infer => "infer",
+            Self::ModelsRead => "models:read",
+            Self::Admin => "admin",
+            Self::MetricsRead => "metrics:read",
+        }
+    }
+
+    /// The scope of that name, if there is one.
+    pub fn parse(s: &str) -> Option<Self> {
+        [Self::Infer, Self::ModelsRead, Self::Admin, Self::MetricsRead].into_iter().find(|scope| scope.as_str() == s)
+    }
+}
+
+/// `POST /control/v1/keys`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// What it is for, in the operator's words; 1 to 100 characters.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+}
+
+/// A key that was just made; the only time its secret is shown.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CreatedKey {
+    /// The whole key, `hvk_…`.
+    pub key: String,
+    /// What may be shown of it from now on.
+    #[serde(flatten)]
+    pub view: KeyView,
+}
+
+/// A key without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    /// Its public id, the eight characters after `hvk_`.
+    pub id: String,
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it was made, in Unix milliseconds.
+    pub created_at_ms: i64,
+    /// When it was revoked, in Unix milliseconds.
+    pub revoked_at_ms: Option<i64>,
+}
+
+/// How a request stands or ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestState {
+    /// Waiting for a slot.
+    Queued,
+    /// On a worker.
+    Running,
+    /// Ended with a finish reason.
+    Completed,
+    /// Ended with an error.
+    Failed,
+    /// The client left, or an operator cancelled it.
+    Cancelled,
+    /// The gateway died or was stopped while it ran.
+    Aborted,
+}
+
+impl RequestState {
+    /// The state's one word, as JSON and the database spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    /// The state of that word, if there is one.
+    pub fn parse(s: &str) -> Option<Self> {
+        [Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled, Self::Aborted]
+            .into_iter()
+            .find(|state| state.as_str() == s)
+    }
+}
+
+/// One request, as `GET /control/v1/requests` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RequestView {
+    /// Its id.
+    pub id: String,
+    /// The public id of the key that made it.
+    pub key_id: String,
+    /// The model it asked for.
+    pub model: String,
+    /// The worker that took it; the last one, if there were several.
+    pub worker: Option<WorkerId>,
+    /// How it stands or ended.
+    pub state: RequestState,
+    /// Tokens of the prompt, if known.
+    pub prompt_tokens: Option<i64>,
+    /// Tokens generated.
+    pub completion_tokens: Option<i64>,
+    /// When it was admitted, in Unix milliseconds.
+    pub started_at_ms: i64,
+    /// Time to first token, in milliseconds.
+    pub ttft_ms: Option<i64>,
+    /// From admission to the end, in milliseconds.
+    pub total_ms: Option<i64>,
+    /// The code of the error it ended with.
+    pub error: Option<String>,
+}
+
+/// One model the registry knows, as `GET /control/v1/models` lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ModelView {
+    /// Its name.
+    pub id: ModelName,
+    /// When the registry first heard of it, in Unix milliseconds.
+    pub created_at_ms: i64,
+    /// Workers that serve it and are ready.
+    pub workers_ready: u32,
+    /// Workers that serve it and are loading.
+    pub workers_loading: u32,
+    /// What is known about it.
+    pub facts: ModelFacts,
+}

@@ -1,0 +1,14 @@
+//! The types that cross a process boundary between Hive's own programs, and nothing else:
+//! worker ↔ gateway, hivectl ↔ gateway, and the small files under `$HIVE_HOME/run`.
+//!
+//! It never does I/O, knows no clock and no async runtime. What is not serialised does not belong here.
+
+mod control;
+mod names;
+mod run;
+mod worker;
+
+pub use control::*;
+pub use names::*;
+pub use run::*;
+pub use worker::*;

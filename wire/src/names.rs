@@ -1,0 +1,152 @@
+//! Names, each with its one validator: what a model, a worker or a host may be called, at every door.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name was refused; the text names the rule that was broken and never echoes the input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {rule}")]
+pub struct NameError {
+    what: &'static str,
+    rule: &'static str,
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(s: &str) -> Result<Self, NameError> {
+                $check(s).map_err(|rule| NameError { what: $what, rule })?;
+                Ok(Self(s.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(s: String) -> Result<Self, NameError> {
+                s.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name! {
+    /// The id of a model, as clients send it in `model`: a catalogue name, a file stem, or what an attached server calls it.
+    ModelName, "a model name", check_model
+}
+
+name! {
+    /// The id of a worker, unique in one hive; it stays the same across restarts, the epoch does not.
+    WorkerId, "a worker id", check_worker
+}
+
+name! {
+    /// A host alias as the user's ssh config knows it.
+    HostName, "a host name", check_host
+}
+
+fn check_model(s: &str) -> Result<(), &'static str> {
+    if s.is_empty() || s.len() > 200 {
+        return Err("has 1 to 200 characters");
+    }
+    let ok = |c: char| c.is_ascii_alphanumeric() || "._-/:@+".contains(c);
+    if !s.chars().all(ok) {
+        return Err("consists of ASCII letters, digits and . _ - / : @ +");
+    }
+    if !s.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err("starts with a letter or a digit");
+    }
+    if s.ends_with('/') || s.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return Err("has no empty, `.` or `..` part between slashes");
+    }
+    Ok(())
+}
+
+fn check_worker(s: &str) -> Result<(), &'static str> {
+    if s.is_empty() || s.len() > 64 {
+        return Err("has 1 to 64 characters");
+    }
+    if !s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+        return Err("consists of ASCII letters, digits and . _ -");
+    }
+    if !s.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err("starts with a letter or a digit");
+    }
+    Ok(())
+}
+
+fn check_host(s: &str) -> Result<(), &'static str> {
+    if s.is_empty() || s.len() > 253 {
+        return Err("has 1 to 253 characters");
+    }
+    if !s.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c)) {
+        return Err("consists of ASCII letters, digits, dots and hyphens");
+    }
+    if !s.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err("starts with a letter or a digit");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn legitimate_names_are_never_refused() {
+        for name in ["smollm2-135m", "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "llama3:8b", "a@rev", "x+y", "gpt-4.1_mini"] {
+            assert!(name.parse::<ModelName>().is_ok(), "{name}");
+        }
+        for name in ["w1", "cpu-0", "gpu_1.a"] {
+            assert!(name.parse::<WorkerId>().is_ok(), "{name}");
+        }
+        for name in ["gpu-1", "host.example.org", "10.0.0.7"] {
+            assert!(name.parse::<HostName>().is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_could_leave_their_place_are_refused() {
+        for name in ["", "../x", "a/../b", "a//b", "/etc", "a b", "a\nb", "ä", "-rf", "a/", "$(x)", "a\u{202e}b"] {
+            assert!(name.parse::<ModelName>().is_err(), "{name:?}");
+        }
+        for name in ["", "a/b", "-x", ".x", "a b", &"x".repeat(65)] {
+            assert!(name.parse::<WorkerId>().is_err(), "{name:?}");
+        }
+        for name in ["", "-oProxyCommand=x", "a_b", "a b", "user@host", "a;b"] {
+            assert!(name.parse::<HostName>().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_while_reading_json() {
+        let error = serde_json::from_str::<ModelName>("\"a b\"").unwrap_err();
+        assert!(error.to_string().contains("a model name consists of"), "{error}");
+    }
+}
