@@ -1,2 +1,13 @@
-//! x
-fn main(){}
+//! `hivectl`: arguments → output → config → the command → an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use hivectl::{cli::Cli, commands, config::Config, output::Output};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json, Config::wants_colour());
+    let outcome = Config::load(&cli.global).and_then(|config| commands::run(cli.command, &config, &output));
+    output.finish(outcome)
+}

@@ -1,0 +1,354 @@
+//! What may be typed: the commands and flags of `hivectl`, as types without behaviour.
+#![expect(
+    clippy::doc_markdown,
+    clippy::struct_excessive_bools,
+    reason = "the comments are help texts, and flags are bools"
+)]
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use wire::{ModelName, Scope, WorkerId};
+
+/// Run and look after a hive: one OpenAI-compatible endpoint over the GPUs and CPUs you own.
+#[derive(Debug, Parser)]
+#[command(name = "hivectl", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Flags every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags every command takes.
+#[derive(Debug, Default, Args)]
+pub struct Global {
+    /// Print JSON on stdout instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The hive's state folder [default: $HIVE_HOME, else $XDG_STATE_HOME/hive]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The gateway's control plane [default: $HIVE_CONTROL_URL, else the hive of the state folder]
+    #[arg(long, global = true, value_name = "URL")]
+    pub control_url: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Bring up a gateway and a worker, and keep them up
+    Up(Box<Up>),
+    /// Stop everything of this hive that runs on this machine
+    Down(Down),
+    /// Say what runs
+    Status,
+    /// Check this machine for what a hive needs
+    Doctor,
+    /// Download and look after models
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Start, stop and look after workers
+    #[command(subcommand)]
+    Worker(WorkerCommand),
+    /// Send requests and see what became of them
+    #[command(subcommand)]
+    Jobs(JobsCommand),
+    /// Talk with a model
+    Chat(Chat),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Tend a gateway and its workers; started by `up --detach`, which writes the plan to stdin
+    #[command(hide = true)]
+    Supervise,
+}
+
+/// `hivectl up`.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The model to serve: a name from the catalogue, or a source as `models download` takes it
+    #[arg(long, short, default_value = "smollm2-135m")]
+    pub model: String,
+    /// What the worker runs on
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    pub device: Backend,
+    /// How many requests the worker takes at once [default: 1 on a CPU, many on a GPU]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub slots: Option<u32>,
+    /// How many threads the worker computes with [default: the machine's cores]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
+    /// The data plane's port; 0 lets the system pick [default: 7411, or a free one if that is taken]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// The control plane's port; 0 lets the system pick [default: 7412, or a free one if that is taken]
+    #[arg(long, value_name = "PORT")]
+    pub control_port: Option<u16>,
+    /// Return when the hive is ready, and leave it running
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Print `export NAME='value'` lines for a shell's eval, and nothing else on stdout
+    #[arg(long, requires = "detach", conflicts_with_all = ["ask", "json"])]
+    pub print_env: bool,
+    /// Ask one question and stream the answer
+    #[arg(long, value_name = "QUESTION")]
+    pub ask: Option<String>,
+    /// Shut down after the answer, which is all that stdout gets
+    #[arg(long, requires = "ask", conflicts_with_all = ["detach", "json"])]
+    pub once: bool,
+    /// Use the programs that lie beside hivectl as they are, also in a source checkout
+    #[arg(long)]
+    pub no_build: bool,
+    /// What a scripted worker does, for tests
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub script: Option<PathBuf>,
+    /// How long the model may take to load, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+}
+
+/// `hivectl down`.
+#[derive(Debug, Args)]
+pub struct Down {
+    /// How long answers in the making may take to end, in seconds; 0 cuts them off
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub drain: u64,
+}
+
+/// What a worker computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// This machine's processor
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+    /// An Apple GPU
+    Metal,
+    /// No model at all: deterministic tokens, for tests and benchmarks
+    Scripted,
+}
+
+/// `hivectl models …`.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Fetch a model and check it
+    Download {
+        /// A catalogue name, `hf:org/repo[@revision][/file]`, an https:// URL, or a local path
+        #[arg(value_name = "NAME|SOURCE")]
+        source: String,
+        /// What to call it [default: the catalogue name, else the file's stem]
+        #[arg(long)]
+        name: Option<ModelName>,
+    },
+    /// List the models on this machine
+    List {
+        /// List the catalogue too: what could be downloaded by name
+        #[arg(long)]
+        catalogue: bool,
+    },
+    /// Say everything known about a model
+    Show {
+        /// Its name
+        name: ModelName,
+    },
+    /// Compare models on disk with their recorded size and digest
+    Verify {
+        /// Their names [default: all]
+        names: Vec<ModelName>,
+    },
+    /// Remove models from this machine
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<ModelName>,
+    },
+}
+
+/// `hivectl worker …`.
+#[derive(Debug, Subcommand)]
+pub enum WorkerCommand {
+    /// Start a worker on this machine, wait until it is ready, and print its id
+    Spawn(Box<Spawn>),
+    /// List the gateway's workers
+    List,
+    /// Let a worker finish what it holds, then end it
+    Stop {
+        /// Its id
+        id: WorkerId,
+        /// How long it may take to finish, in seconds; 0 cuts off what it holds
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        drain: u64,
+    },
+    /// Stop a worker of this machine and start it again as it was
+    Restart {
+        /// Its id
+        id: WorkerId,
+        /// How long it may take to finish what it holds, and then again to load, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Print a worker's log
+    Logs {
+        /// Its id
+        id: WorkerId,
+        /// Go on as it grows
+        #[arg(long, short)]
+        follow: bool,
+        /// How many lines to begin with
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 200)]
+        lines: usize,
+    },
+    /// Let the gateway route to any OpenAI-compatible server
+    Attach(AttachServer),
+    /// Take an attached server out, or forget a worker that is lost
+    Detach {
+        /// Its id
+        id: WorkerId,
+    },
+}
+
+/// `hivectl worker spawn`.
+#[derive(Debug, Args)]
+pub struct Spawn {
+    /// What it runs on
+    #[arg(value_enum)]
+    pub backend: Backend,
+    /// The model to serve: a name from the catalogue, or a source as `models download` takes it
+    #[arg(long, short)]
+    pub model: String,
+    /// The id to give it [default: one is made up]
+    #[arg(long, value_name = "ID")]
+    pub name: Option<WorkerId>,
+    /// Which GPU, counted from 0
+    #[arg(long, value_name = "N")]
+    pub gpu: Option<u32>,
+    /// How many requests it takes at once [default: 1 on a CPU, many on a GPU]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub slots: Option<u32>,
+    /// How many threads it computes with [default: the machine's cores]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
+    /// The port it listens on [default: one the system picks]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// The control plane it registers with [default: this hive's]
+    #[arg(long, value_name = "URL")]
+    pub gateway: Option<String>,
+    /// Return at once instead of when it is ready
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long the model may take to load, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+    /// What a scripted worker does, for tests
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub script: Option<PathBuf>,
+}
+
+/// `hivectl worker attach`.
+#[derive(Debug, Args)]
+pub struct AttachServer {
+    /// Its base URL, with or without /v1
+    #[arg(long)]
+    pub url: String,
+    /// A file with its API key
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// A model to route to it; may be repeated [default: all it lists]
+    #[arg(long = "model", value_name = "NAME")]
+    pub models: Vec<ModelName>,
+    /// The id to give it [default: made from its host and port]
+    #[arg(long, value_name = "ID")]
+    pub name: Option<WorkerId>,
+    /// How many requests it takes at once [default: 64]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub slots: Option<u32>,
+}
+
+/// `hivectl jobs …`.
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Send one prompt; prints the job's id on stderr and the answer on stdout as it comes
+    Submit(Submit),
+    /// List recent requests, the newest first
+    List {
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Stop a request that waits or runs
+    Cancel {
+        /// Its id
+        id: String,
+    },
+}
+
+/// `hivectl jobs submit`.
+#[derive(Debug, Args)]
+pub struct Submit {
+    /// The model to ask
+    #[arg(long, short)]
+    pub model: ModelName,
+    /// What to ask
+    #[arg(long, short)]
+    pub prompt: String,
+    /// The longest answer, in tokens
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// How much chance there is in the choice of tokens, from 0 to 2
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// How long to wait for the next sign of life, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+}
+
+/// `hivectl chat`.
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// The model to talk with [default: $HIVE_MODEL, else the only one there is]
+    #[arg(long, short)]
+    pub model: Option<ModelName>,
+}
+
+/// `hivectl keys …`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Make a key and print it, the only time it is shown
+    Create {
+        /// What it is for
+        name: String,
+        /// What it may do; may be repeated: infer, models:read, metrics:read, admin
+        #[arg(long = "scope", value_name = "SCOPE", value_parser = scope, default_values = ["infer", "models:read"])]
+        scopes: Vec<Scope>,
+    },
+    /// List the keys, without their secrets
+    List,
+    /// Revoke a key
+    Revoke {
+        /// Its public id: the eight characters after `hvk_`
+        id: String,
+    },
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    Scope::parse(text).ok_or_else(|| "a scope is one of infer, models:read, metrics:read, admin".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,312 @@
+//! What applies to this run: flags over environment over `$HIVE_HOME/config.toml` over defaults.
+//!
+//! The only reader of environment variables. It never creates a folder or a file.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::{cli::Global, error::Failure};
+
+/// The data plane's port unless another is named.
+pub const DATA_PORT: u16 = 7411;
+/// The control plane's port unless another is named.
+pub const CONTROL_PORT: u16 = 7412;
+/// Where models come from unless `HF_ENDPOINT` says otherwise.
+pub const HUB_ENDPOINT: &str = "https://huggingface.co";
+
+/// Everything a command may ask about its surroundings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The state folder of this hive (`HIVE_HOME`), absolute.
+    pub home: PathBuf,
+    /// The model store shared by all hives of a user (`HIVE_MODELS`), absolute.
+    pub models: PathBuf,
+    /// Where models come from.
+    pub hub: Hub,
+    /// Scheme, host and port of the control plane, if named (`--control-url`, `HIVE_CONTROL_URL`).
+    pub control_url: Option<String>,
+    /// Scheme, host and port of the data plane, if named (`data_url` in the file, else `OPENAI_BASE_URL` where it
+    /// points to the host of `HIVE_CONTROL_URL`).
+    pub data_url: Option<String>,
+    /// The admin key, if the environment holds one (`HIVE_ADMIN_KEY`).
+    pub admin_key: Option<SecretString>,
+    /// The model to use when a command names none (`HIVE_MODEL`).
+    pub model: Option<String>,
+    /// The cargo that runs us, if one does (`CARGO`).
+    pub cargo: Option<PathBuf>,
+}
+
+/// The model hub, in the variables its own tools use.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    /// Its base URL (`HF_ENDPOINT`), without a slash at the end.
+    pub endpoint: String,
+    /// Its tools' folder (`HF_HOME`), where a token file and a cache may lie.
+    pub home: PathBuf,
+    /// The token (`HF_TOKEN`), for gated and private models.
+    pub token: Option<SecretString>,
+}
+
+/// The `[hivectl]` table of `$HIVE_HOME/config.toml`; the other tables are the gateway's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Table {
+    models: Option<PathBuf>,
+    hub_endpoint: Option<String>,
+    control_url: Option<String>,
+    data_url: Option<String>,
+    model: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct File {
+    hivectl: Table,
+}
+
+impl Config {
+    /// Reads flags, environment and file; a value that cannot be used is a usage failure.
+    pub fn load(flags: &Global) -> Result<Self, Failure> {
+        Self::resolve(flags, |name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    }
+
+    /// Whether colour is welcome: neither `NO_COLOR` nor a dumb terminal says otherwise.
+    pub fn wants_colour() -> bool {
+        std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    }
+
+    /// The file of the key that `up` made or the gateway wrote: `admin` or `inference`.
+    pub fn key_file(&self, name: &str) -> PathBuf {
+        self.home.join("keys").join(name)
+    }
+
+    /// The folder of the small files that say who runs.
+    pub fn run(&self) -> PathBuf {
+        self.home.join("run")
+    }
+
+    /// The folder of the logs.
+    pub fn logs(&self) -> PathBuf {
+        self.home.join("logs")
+    }
+
+    fn resolve(flags: &Global, env: impl Fn(&str) -> Option<OsString>) -> Result<Self, Failure> {
+        let path = |name: &str| env(name).map(PathBuf::from);
+        let text = |name: &str| {
+            env(name)
+                .map(|value| value.into_string().map_err(|_| not_text(name)))
+                .transpose()
+        };
+        let below = |variable: &str, fallback: &str| {
+            // The XDG rules: a relative path in one of these variables is ignored.
+            path(variable)
+                .filter(|path| path.is_absolute())
+                .or_else(|| path("HOME").map(|home| home.join(fallback)))
+        };
+
+        let home = match flags.state_dir.clone().or_else(|| path("HIVE_HOME")) {
+            Some(home) => home,
+            None => below("XDG_STATE_HOME", ".local/state")
+                .ok_or_else(|| no_home("HIVE_HOME"))?
+                .join("hive"),
+        };
+        let home = absolute(&home)?;
+        let file = Table::read(&home.join("config.toml"))?;
+
+        let models = match path("HIVE_MODELS").or_else(|| file.models.map(|models| home.join(models))) {
+            Some(models) => models,
+            None => below("XDG_DATA_HOME", ".local/share")
+                .ok_or_else(|| no_home("HIVE_MODELS"))?
+                .join("hive/models"),
+        };
+        let hub_home = match path("HF_HOME") {
+            Some(home) => home,
+            None => below("XDG_CACHE_HOME", ".cache")
+                .ok_or_else(|| no_home("HF_HOME"))?
+                .join("huggingface"),
+        };
+        let endpoint = text("HF_ENDPOINT")?
+            .or(file.hub_endpoint)
+            .unwrap_or_else(|| HUB_ENDPOINT.to_owned());
+
+        let control_from_env = text("HIVE_CONTROL_URL")?;
+        let data_url = file.data_url.or(text("OPENAI_BASE_URL")?.filter(|base| {
+            control_from_env
+                .as_deref()
+                .is_some_and(|control| host_of(control).is_some() && host_of(control) == host_of(base))
+        }));
+        let control_url = flags.control_url.clone().or(control_from_env).or(file.control_url);
+        Ok(Self {
+            models: absolute(&models)?,
+            hub: Hub {
+                endpoint: base_url("HF_ENDPOINT", &endpoint)?,
+                home: absolute(&hub_home)?,
+                token: text("HF_TOKEN")?.map(|token| SecretString::from(token.trim())),
+            },
+            control_url: control_url
+                .map(|url| base_url("the control plane's URL", &url))
+                .transpose()?,
+            data_url: data_url.map(|url| base_url("the data plane's URL", &url)).transpose()?,
+            admin_key: text("HIVE_ADMIN_KEY")?.map(|key| SecretString::from(key.trim())),
+            model: text("HIVE_MODEL")?.or(file.model),
+            cargo: path("CARGO"),
+            home,
+        })
+    }
+}
+
+impl Table {
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let remedy = || format!("correct {}, or move it away to get the defaults", path.display());
+        match fs::read_to_string(path) {
+            Ok(text) => toml::from_str::<File>(&text)
+                .map(|file| file.hivectl)
+                .map_err(|error| Failure::usage(format!("{} cannot be read", path.display()), remedy()).because(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Failure::task(format!("{} cannot be read", path.display()), remedy()).because(error)),
+        }
+    }
+}
+
+/// Scheme, host, port and path without `/v1` and without a slash at the end, so that paths can be appended.
+fn base_url(what: &str, url: &str) -> Result<String, Failure> {
+    let trimmed = url.trim().trim_end_matches('/');
+    match reqwest::Url::parse(trimmed) {
+        Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => {
+            Ok(trimmed.strip_suffix("/v1").unwrap_or(trimmed).to_owned())
+        }
+        _ => Err(Failure::usage(
+            format!("{what} is not a URL: {url:?}"),
+            "give it as http://HOST:PORT or https://HOST[:PORT]",
+        )),
+    }
+}
+
+fn host_of(url: &str) -> Option<String> {
+    reqwest::Url::parse(url).ok()?.host_str().map(str::to_owned)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        Failure::usage(
+            format!("{} is not a usable path", path.display()),
+            "give an absolute path",
+        )
+        .because(error)
+    })
+}
+
+fn not_text(name: &str) -> Failure {
+    Failure::usage(
+        format!("{name} is not valid UTF-8"),
+        format!("set {name} to plain text, or unset it"),
+    )
+}
+
+fn no_home(name: &str) -> Failure {
+    Failure::usage(
+        format!("neither {name} nor HOME says where to keep files"),
+        format!("set {name} to a folder"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn resolve(state_dir: Option<&Path>, vars: &[(&str, &str)]) -> Result<Config, Failure> {
+        let flags = Global {
+            state_dir: state_dir.map(Path::to_path_buf),
+            ..Global::default()
+        };
+        Config::resolve(&flags, |name| {
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn a_bare_home_folder_is_enough() {
+        let config = resolve(None, &[("HOME", "/h")]).unwrap();
+        assert_eq!(config.home, Path::new("/h/.local/state/hive"));
+        assert_eq!(config.models, Path::new("/h/.local/share/hive/models"));
+        assert_eq!(config.hub.home, Path::new("/h/.cache/huggingface"));
+        assert_eq!(config.hub.endpoint, "https://huggingface.co");
+        assert_eq!(resolve(None, &[]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_and_the_environment_beats_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(
+            folder.path().join("config.toml"),
+            "[scheduler]\nx = 1\n[hivectl]\nmodels = \"m\"\nmodel = \"a\"\n",
+        )
+        .unwrap();
+        let home = folder.path().to_str().unwrap();
+        let config = resolve(None, &[("HOME", "/h"), ("HIVE_HOME", home), ("HIVE_MODEL", "b")]).unwrap();
+        assert_eq!(
+            (config.models, config.model.as_deref()),
+            (folder.path().join("m"), Some("b"))
+        );
+        let config = resolve(Some(Path::new("/flag")), &[("HOME", "/h"), ("HIVE_HOME", home)]).unwrap();
+        assert_eq!((config.home.as_path(), config.model), (Path::new("/flag"), None));
+    }
+
+    #[test]
+    fn a_mistyped_key_in_the_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.toml"), "[hivectl]\nmodles = \"m\"\n").unwrap();
+        let failure = resolve(Some(folder.path()), &[("HOME", "/h")]).unwrap_err();
+        assert!(failure.why().unwrap().contains("modles"), "{failure:?}");
+    }
+
+    #[test]
+    fn relative_xdg_folders_are_ignored() {
+        let config = resolve(
+            None,
+            &[("HOME", "/h"), ("XDG_STATE_HOME", "state"), ("XDG_DATA_HOME", "/data")],
+        )
+        .unwrap();
+        assert_eq!(config.home, Path::new("/h/.local/state/hive"));
+        assert_eq!(config.models, Path::new("/data/hive/models"));
+    }
+
+    #[test]
+    fn someone_elses_openai_address_never_becomes_our_data_plane() {
+        let elsewhere = ("OPENAI_BASE_URL", "https://api.openai.com/v1");
+        let ours = ("HIVE_CONTROL_URL", "http://10.0.0.7:7412");
+        let home = ("HOME", "/h");
+        assert_eq!(resolve(None, &[home, elsewhere]).unwrap().data_url, None);
+        assert_eq!(resolve(None, &[home, elsewhere, ours]).unwrap().data_url, None);
+        let config = resolve(None, &[home, ours, ("OPENAI_BASE_URL", "http://10.0.0.7:7411/v1/")]).unwrap();
+        assert_eq!(config.data_url.as_deref(), Some("http://10.0.0.7:7411"));
+        assert_eq!(
+            resolve(None, &[home, ("HIVE_CONTROL_URL", "10.0.0.7")])
+                .unwrap_err()
+                .exit_code(),
+            2
+        );
+    }
+
+    #[test]
+    fn secrets_do_not_show_in_debug_output() {
+        let config = resolve(
+            None,
+            &[("HOME", "/h"), ("HF_TOKEN", "hf_abc\n"), ("HIVE_ADMIN_KEY", "hvk_abc")],
+        )
+        .unwrap();
+        assert_eq!(config.hub.token.as_ref().unwrap().expose_secret(), "hf_abc");
+        assert!(!format!("{config:?}").contains("_abc"), "{config:?}");
+    }
+}

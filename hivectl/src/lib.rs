@@ -1,0 +1,13 @@
+//! hivectl, the operator's hand: one command brings a hive up, others look after its models, workers, keys and jobs.
+//!
+//! In reading order: [`cli`] says what may be typed and [`config`] what applies; [`commands`] holds one file for each
+//! noun; they speak to the gateway through [`gateway_client`], fetch models through [`download`], and print only
+//! through [`output`]. What fails becomes an [`error::Failure`]: what, why, what to do next, and an exit code.
+
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod output;
+
+pub mod commands;
+pub mod download;

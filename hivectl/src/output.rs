@@ -1,0 +1,382 @@
+//! What a person or a program gets to see: results on stdout, everything else on stderr.
+//!
+//! The only file that prints. It never fails a command half-way: a reader that has gone (`| head`) is noticed, and a
+//! stdout that cannot be written becomes the command's failure at its end.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, style::ProgressTracker};
+use serde::Serialize;
+
+use crate::error::Failure;
+
+/// The way out for everything a command says; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Output {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    json: bool,
+    /// Whether progress bars are drawn.
+    draws: bool,
+    stdout: Stdout,
+    bars: MultiProgress,
+    broken: Mutex<Option<io::Error>>,
+}
+
+/// Who reads the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stdout {
+    Program,
+    Person { likes_colour: bool },
+}
+
+/// How a check or a state is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// As it should be.
+    Good,
+    /// Worth a look.
+    Warning,
+    /// Broken.
+    Bad,
+}
+
+impl Output {
+    /// An output for a command; with `json`, text results and progress bars are left out.
+    pub fn new(json: bool, colour: bool) -> Self {
+        let draws = io::stderr().is_terminal() && !json;
+        let likes_colour = colour;
+        let target = if draws {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            inner: Arc::new(Inner {
+                json,
+                draws,
+                stdout: if io::stdout().is_terminal() {
+                    Stdout::Person { likes_colour }
+                } else {
+                    Stdout::Program
+                },
+                bars: MultiProgress::with_draw_target(target),
+                broken: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// Whether results are asked for as JSON.
+    pub fn is_json(&self) -> bool {
+        self.inner.json
+    }
+
+    /// Whether a person sits before stdout.
+    pub fn is_terminal(&self) -> bool {
+        self.inner.stdout != Stdout::Program
+    }
+
+    /// One line of the result, on stdout.
+    pub fn line(&self, text: impl fmt::Display) {
+        self.stdout(&format!("{text}\n"));
+    }
+
+    /// A piece of the result as it comes, on stdout, without a line end.
+    pub fn piece(&self, text: &str) {
+        self.stdout(text);
+    }
+
+    /// Bytes of the result as they are, on stdout: a script, not prose.
+    pub fn raw(&self, bytes: &[u8]) {
+        self.write(bytes);
+    }
+
+    /// One line about what is going on, on stderr.
+    pub fn note(&self, text: impl fmt::Display) {
+        let text = printable(&text.to_string());
+        // Nothing sensible is left to do when stderr cannot be written.
+        let _ = self.inner.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
+    }
+
+    /// Asks for input on stderr, without a line end.
+    pub fn prompt(&self, text: &str) {
+        let _ = write!(io::stderr().lock(), "{text}");
+    }
+
+    /// The result as one JSON document, on stdout.
+    pub fn json(&self, value: &impl Serialize) {
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => self.write(format!("{text}\n").as_bytes()),
+            Err(error) => self.broke(io::Error::other(error)),
+        }
+    }
+
+    /// Rows below their headers, on stdout, each column as wide as its widest cell.
+    pub fn table(&self, headers: &[&str], rows: &[Vec<String>]) {
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| row.iter().map(|cell| flat(cell)).collect())
+            .collect();
+        let widths: Vec<usize> = headers
+            .iter()
+            .enumerate()
+            .map(|(i, header)| {
+                let widest = cells
+                    .iter()
+                    .filter_map(|row| row.get(i))
+                    .map(|cell| cell.chars().count())
+                    .max();
+                widest.unwrap_or(0).max(header.chars().count())
+            })
+            .collect();
+        let row = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded: Vec<String> = cells
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
+            padded.join("  ").trim_end().to_owned()
+        };
+        self.line(row(&mut headers.iter().copied()));
+        for cells in &cells {
+            self.line(row(&mut cells.iter().map(String::as_str)));
+        }
+    }
+
+    /// One line of the result that begins with how something stands, coloured where colour is welcome.
+    pub fn marked(&self, mark: Mark, word: &str, text: impl fmt::Display) {
+        let colour = match mark {
+            Mark::Good => 32,
+            Mark::Warning => 33,
+            Mark::Bad => 31,
+        };
+        if self.inner.stdout == (Stdout::Person { likes_colour: true }) {
+            self.write(format!("\u{1b}[{colour}m{word}\u{1b}[0m {}\n", printable(&text.to_string())).as_bytes());
+        } else {
+            self.line(format_args!("{word} {text}"));
+        }
+    }
+
+    /// A progress bar over `total` bytes, on stderr. Where none can be drawn, a note says that `label` began, and one
+    /// more about every tenth of the way how far it is.
+    pub fn bar(&self, total: Option<u64>, label: &str) -> ProgressBar {
+        let template = "{label} {bar:28} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        self.progress(
+            total,
+            label,
+            if total.is_some() {
+                template
+            } else {
+                "{spinner} {label} {bytes} {bytes_per_sec}"
+            },
+        )
+    }
+
+    /// A progress bar over `total` pieces of work, otherwise as [`Output::bar`].
+    pub fn steps(&self, total: u64, label: &str) -> ProgressBar {
+        self.progress(Some(total), label, "{label} {bar:28} {pos}/{len} {wide_msg}")
+    }
+
+    /// A sign that `label` is going on, with a message that may change; a note where none can be drawn.
+    pub fn spinner(&self, label: &str) -> ProgressBar {
+        let bar = self.progress(None, label, "{spinner} {label} {wide_msg}");
+        if self.inner.draws {
+            bar.enable_steady_tick(Duration::from_millis(120));
+        }
+        bar
+    }
+
+    /// Whether the reader of stdout has gone, so that nothing more is worth doing for it.
+    pub fn reader_has_gone(&self) -> bool {
+        self.broken()
+            .as_ref()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// Ends the program's output: flushes it, tells a failure on stderr, and gives the exit code.
+    pub fn finish(&self, outcome: Result<(), Failure>) -> ExitCode {
+        if let Err(error) = io::stdout().lock().flush() {
+            self.broke(error);
+        }
+        let unwritten = self
+            .broken()
+            .take()
+            .filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
+        let outcome = match (outcome, unwritten) {
+            (Ok(()), Some(error)) => Err(Failure::task(
+                "the result could not be written to stdout",
+                "free space where stdout goes, and run the command again",
+            )
+            .because(error)),
+            (outcome, _) => outcome,
+        };
+        let Err(failure) = outcome else {
+            return ExitCode::SUCCESS;
+        };
+        self.failure(&failure);
+        ExitCode::from(failure.exit_code())
+    }
+
+    /// Tells a failure on stderr: what, why, and what to do next.
+    pub fn failure(&self, failure: &Failure) {
+        match failure.why() {
+            Some(why) => self.note(format_args!("hivectl: {}: {why}", failure.what())),
+            None => self.note(format_args!("hivectl: {}", failure.what())),
+        }
+        self.note(format_args!("  next: {}", failure.next()));
+    }
+
+    fn progress(&self, total: Option<u64>, label: &str, template: &str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
+        let label = printable(label);
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        if self.inner.draws {
+            bar.set_style(style.with_key("label", Label(label)));
+            self.inner.bars.add(bar)
+        } else {
+            self.note(&label);
+            bar.set_style(style.with_key(
+                "label",
+                Announcer {
+                    output: self.clone(),
+                    label,
+                    told: 0,
+                    told_at: Instant::now(),
+                },
+            ));
+            bar
+        }
+    }
+
+    fn stdout(&self, text: &str) {
+        if self.is_terminal() {
+            self.write(printable(text).as_bytes());
+        } else {
+            self.write(text.as_bytes());
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        let written = self.inner.bars.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
+        });
+        if let Err(error) = written {
+            self.broke(error);
+        }
+    }
+
+    fn broke(&self, error: io::Error) {
+        self.broken().get_or_insert(error);
+    }
+
+    fn broken(&self) -> std::sync::MutexGuard<'_, Option<io::Error>> {
+        self.inner.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A bar's label as a template key, because a message or prefix belongs to the bar's owner.
+struct Label(String);
+
+impl ProgressTracker for Label {
+    fn clone_box(&self) -> Box<dyn ProgressTracker> {
+        Box::new(Self(self.0.clone()))
+    }
+    fn tick(&mut self, _: &ProgressState, _: Instant) {}
+    fn reset(&mut self, _: &ProgressState, _: Instant) {}
+    fn write(&self, _: &ProgressState, w: &mut dyn fmt::Write) {
+        // The writer is a string that indicatif draws from later.
+        let _ = w.write_str(&self.0);
+    }
+}
+
+/// Stands in for a bar where none can be drawn: a note at each tenth of the way, at most one every two seconds.
+struct Announcer {
+    output: Output,
+    label: String,
+    told: u64,
+    told_at: Instant,
+}
+
+impl ProgressTracker for Announcer {
+    fn clone_box(&self) -> Box<dyn ProgressTracker> {
+        Box::new(Self {
+            output: self.output.clone(),
+            label: self.label.clone(),
+            told: self.told,
+            told_at: self.told_at,
+        })
+    }
+    fn tick(&mut self, state: &ProgressState, now: Instant) {
+        let tenths = worth_telling(
+            self.told,
+            state.pos(),
+            state.len().unwrap_or(0),
+            now.duration_since(self.told_at),
+        );
+        if let Some(tenths) = tenths {
+            (self.told, self.told_at) = (tenths, now);
+            self.output.note(format_args!("{}: {} %", self.label, tenths * 10));
+        }
+    }
+    fn reset(&mut self, _: &ProgressState, _: Instant) {
+        self.told = 0;
+    }
+    fn write(&self, _: &ProgressState, _: &mut dyn fmt::Write) {}
+}
+
+/// How many tenths of the way to tell of now, if that is news: the end at once, a tenth in between after two seconds.
+fn worth_telling(told: u64, position: u64, total: u64, since: Duration) -> Option<u64> {
+    let tenths = (position.min(total) * 10).checked_div(total)?;
+    (tenths > told && (tenths == 10 || since >= Duration::from_secs(2))).then_some(tenths)
+}
+
+/// The text with control characters shown instead of obeyed, except line ends and tabs: names, logs and answers come
+/// from elsewhere and must not steer a terminal.
+fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && !matches!(c, '\n' | '\t') {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+/// The text on one line.
+fn flat(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_never_reach_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\r\n\tc"), "a\\u{1b}[2Jb\\r\n\tc");
+        assert_eq!(flat("a\nb"), "a b");
+    }
+
+    #[test]
+    fn without_a_bar_each_tenth_is_told_once_and_not_too_often() {
+        let (soon, later) = (Duration::from_millis(100), Duration::from_secs(3));
+        assert_eq!(worth_telling(0, 50, 1000, later), None);
+        assert_eq!(worth_telling(0, 350, 1000, soon), None);
+        assert_eq!(worth_telling(0, 350, 1000, later), Some(3));
+        assert_eq!(worth_telling(3, 399, 1000, later), None);
+        assert_eq!(worth_telling(3, 1000, 1000, soon), Some(10));
+        assert_eq!(worth_telling(10, 1000, 1000, later), None);
+        assert_eq!(worth_telling(0, 5, 0, later), None);
+    }
+}
