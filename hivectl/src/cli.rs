@@ -147,6 +147,9 @@ pub enum ModelsCommand {
         /// What to call it [default: the catalogue name, else the file's stem]
         #[arg(long)]
         name: Option<ModelName>,
+        /// Fetch it anew even if it is here
+        #[arg(long)]
+        force: bool,
     },
     /// List the models on this machine
     List {

@@ -11,7 +11,7 @@ use std::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::{cli::Global, error::Failure};
+use crate::{cli::Global, download::Patience, error::Failure};
 
 /// The data plane's port unless another is named.
 pub const DATA_PORT: u16 = 7411;
@@ -29,6 +29,8 @@ pub struct Config {
     pub models: PathBuf,
     /// Where models come from.
     pub hub: Hub,
+    /// How long a download waits, and how often it tries again.
+    pub download: Patience,
     /// Scheme, host and port of the control plane, if named (`--control-url`, `HIVE_CONTROL_URL`).
     pub control_url: Option<String>,
     /// Scheme, host and port of the data plane, if named (`data_url` in the file, else `OPENAI_BASE_URL` where it
@@ -62,6 +64,7 @@ struct Table {
     control_url: Option<String>,
     data_url: Option<String>,
     model: Option<String>,
+    download: Patience,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,6 +153,7 @@ impl Config {
                 home: absolute(&hub_home)?,
                 token: text("HF_TOKEN")?.map(|token| SecretString::from(token.trim())),
             },
+            download: file.download,
             control_url: control_url
                 .map(|url| base_url("the control plane's URL", &url))
                 .transpose()?,
