@@ -1,0 +1,50 @@
+//! Reading request bodies: bounded in bytes and time, with errors in the envelope.
+
+use axum::{
+    body::{Body, HttpBody as _},
+    extract::{FromRequest, Request},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use crate::{error::ApiError, state::AppState};
+
+/// The largest body of the data plane, in bytes.
+pub const DATA_LIMIT: usize = 8 * 1024 * 1024;
+/// The largest body of the control plane, in bytes.
+pub const CONTROL_LIMIT: usize = 64 * 1024;
+
+/// A body of the control plane, read as JSON of one type.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let bytes = read(request.into_body(), CONTROL_LIMIT, state).await?;
+        serde_json::from_slice(&bytes)
+            .map(Self)
+            .map_err(|error| ApiError::Invalid {
+                message: format!("The body does not fit: {error}."),
+                param: None,
+            })
+    }
+}
+
+/// The whole body, if it is not too large and comes in time.
+pub async fn read(body: Body, limit: usize, state: &AppState) -> Result<Bytes, ApiError> {
+    if body.size_hint().lower() > limit as u64 {
+        return Err(ApiError::TooLarge(limit));
+    }
+    let time = state.config.server.body_timeout;
+    match tokio::time::timeout(time, Limited::new(body, limit).collect()).await {
+        Err(_) => Err(ApiError::BodyTimeout(time)),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge(limit)),
+        Ok(Err(_)) => Err(ApiError::Invalid {
+            message: "The body broke off. Send it again.".into(),
+            param: None,
+        }),
+    }
+}

@@ -1,0 +1,40 @@
+//! `/healthz` (the process lives) and `/readyz` (it takes requests); no key needed.
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{error::ApiError, state::AppState};
+
+/// The answer of both probes.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    status: &'static str,
+    /// The gateway's version.
+    version: &'static str,
+}
+
+const OK: Health = Health {
+    status: "ok",
+    version: env!("CARGO_PKG_VERSION"),
+};
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/healthz", tag = "health", security(()), responses((status = 200, description = "It lives", body = Health)))]
+pub async fn live() -> Json<Health> {
+    Json(OK)
+}
+
+/// Whether it takes requests: the registry is open and it is not draining; no worker is needed.
+#[utoipa::path(get, path = "/readyz", tag = "health", security(()), responses(
+    (status = 200, description = "It takes requests", body = Health),
+    (status = 503, description = "It is going down", body = wire::ErrorEnvelope),
+))]
+pub async fn ready(State(state): State<AppState>) -> Result<Json<Health>, ApiError> {
+    if state.lifecycle.is_draining() {
+        Err(ApiError::ShuttingDown)
+    } else {
+        Ok(Json(OK))
+    }
+}

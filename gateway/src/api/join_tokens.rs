@@ -1,0 +1,41 @@
+//! Join tokens: single use, at most 15 minutes, exchanged by a worker for a credential of its own.
+
+use axum::{Json, extract::State, http::StatusCode};
+use wire::{JoinToken, NewJoinToken};
+
+use super::body;
+use crate::{
+    auth::{api_key, caller::Operator},
+    db,
+    error::ApiError,
+    state::AppState,
+};
+
+/// The longest a token is good for, in seconds.
+const LONGEST_S: u32 = 900;
+
+/// Make a join token.
+#[utoipa::path(post, path = "/control/v1/join-tokens", tag = "workers", request_body = NewJoinToken, responses(
+    (status = 201, description = "The token, shown once", body = JoinToken),
+    (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "The database cannot be written now", body = wire::ErrorEnvelope),
+))]
+pub async fn create(
+    State(state): State<AppState>,
+    _: Operator,
+    body::Json(new): body::Json<NewJoinToken>,
+) -> Result<(StatusCode, Json<JoinToken>), ApiError> {
+    let ttl = new.ttl_s.unwrap_or(LONGEST_S);
+    if !(1..=LONGEST_S).contains(&ttl) {
+        return Err(ApiError::invalid("ttl_s", "`ttl_s` must be between 1 and 900 seconds."));
+    }
+    let token = format!("hvj_{}", api_key::random(40));
+    let now = crate::now_ms();
+    let expires_at_ms = now + i64::from(ttl) * 1000;
+    let bound_to = new.worker_id.as_ref().map(wire::WorkerId::as_str);
+    db::join_tokens::insert(&state.db, &state.keyring.hmac(&token), bound_to, expires_at_ms, now).await?;
+    tracing::info!(worker = bound_to, ttl_s = ttl, "a join token was made");
+    Ok((StatusCode::CREATED, Json(JoinToken { token, expires_at_ms })))
+}

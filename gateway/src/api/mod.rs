@@ -1,0 +1,11 @@
+//! Thin handlers, one file per resource. Their arguments are their locks; the work is done in other rooms.
+
+pub mod body;
+pub mod chat;
+pub mod health;
+pub mod join_tokens;
+pub mod keys;
+pub mod members;
+pub mod models;
+pub mod requests;
+pub mod workers;

@@ -1,0 +1,160 @@
+//! Extractors that are locks: a handler that asks for a [`Caller`] or an [`Operator`] is never reached by anyone else.
+//!
+//! One function reads the credential of every header, so that no header has rules of its own.
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, request::Parts},
+};
+use wire::Scope;
+
+use super::keyring::Identity;
+use crate::{error::ApiError, state::AppState};
+
+/// One who may call models.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Identity);
+
+/// One who may list models.
+#[derive(Debug, Clone)]
+pub struct Reader(pub Identity);
+
+/// One who may run the hive.
+#[derive(Debug, Clone)]
+pub struct Operator(pub Identity);
+
+/// One who shows some bearer token that is not an API key: a worker that joins or is a member already.
+#[derive(Debug, Clone)]
+pub struct Bearer(pub String);
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        authorise(parts, state, Scope::Infer).map(Self)
+    }
+}
+
+impl FromRequestParts<AppState> for Reader {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        authorise(parts, state, Scope::ModelsRead).map(Self)
+    }
+}
+
+impl FromRequestParts<AppState> for Operator {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        authorise(parts, state, Scope::Admin).map(Self)
+    }
+}
+
+impl FromRequestParts<AppState> for Bearer {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+        credential(&parts.headers).map(Self)
+    }
+}
+
+fn authorise(parts: &mut Parts, state: &AppState, needed: Scope) -> Result<Identity, ApiError> {
+    let key = credential(&parts.headers)?;
+    let identity = state.keyring.identify(&key).ok_or(ApiError::Unauthenticated(
+        "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked.",
+    ))?;
+    if let Some(log) = parts.extensions.get::<crate::telemetry::AccessLog>() {
+        log.key(&identity.key_id);
+    }
+    if allows(&identity.scopes, needed) {
+        Ok(identity)
+    } else {
+        Err(ApiError::Forbidden(needed))
+    }
+}
+
+/// `admin` covers everything; who may call models may also list them.
+fn allows(scopes: &[Scope], needed: Scope) -> bool {
+    scopes.iter().any(|scope| {
+        *scope == needed || *scope == Scope::Admin || (*scope == Scope::Infer && needed == Scope::ModelsRead)
+    })
+}
+
+/// The one credential of a request, from `Authorization: Bearer` or `x-api-key`.
+fn credential(headers: &HeaderMap) -> Result<String, ApiError> {
+    let mut found: Option<&str> = None;
+    for (name, bearer) in [("authorization", true), ("x-api-key", false)] {
+        for value in headers.get_all(name) {
+            let text = value.to_str().map_err(|_| {
+                ApiError::Unauthenticated("The credential is not plain ASCII. Send `Authorization: Bearer KEY`.")
+            })?;
+            let secret = if bearer { strip_bearer(text)? } else { text.trim() };
+            match found {
+                Some(other) if other != secret => {
+                    return Err(ApiError::Invalid {
+                        message: "Two different credentials were sent. Send one.".into(),
+                        param: Some(name.to_owned()),
+                    });
+                }
+                _ => found = Some(secret),
+            }
+        }
+    }
+    found
+        .filter(|secret| !secret.is_empty())
+        .map(ToOwned::to_owned)
+        .ok_or(ApiError::Unauthenticated(
+            "You did not provide an API key. Send it as `Authorization: Bearer KEY`.",
+        ))
+}
+
+/// The scheme is case-insensitive (RFC 9110, section 11.1).
+fn strip_bearer(text: &str) -> Result<&str, ApiError> {
+    let text = text.trim();
+    match text.split_once(' ') {
+        Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => Ok(secret.trim()),
+        None if text.is_empty() || text.eq_ignore_ascii_case("bearer") => Ok(""),
+        _ => Err(ApiError::Unauthenticated(
+            "Only the Bearer scheme is known. Send `Authorization: Bearer KEY`.",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(pairs: &[(&'static str, &'static str)]) -> Result<String, &'static str> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        credential(&headers).map_err(|error| if error.status() == 400 { "400" } else { "401" })
+    }
+
+    #[test]
+    fn every_header_is_read_by_the_same_rules() {
+        assert_eq!(from(&[("authorization", "Bearer k")]).unwrap(), "k");
+        assert_eq!(from(&[("authorization", "bEaReR  k ")]).unwrap(), "k");
+        assert_eq!(from(&[("x-api-key", "k")]).unwrap(), "k");
+        assert_eq!(from(&[("authorization", "Bearer k"), ("x-api-key", "k")]).unwrap(), "k");
+        assert_eq!(from(&[("authorization", "Bearer k"), ("x-api-key", "l")]), Err("400"));
+        for none in [
+            &[][..],
+            &[("authorization", "")],
+            &[("authorization", "Bearer ")],
+            &[("authorization", "Basic k")],
+            &[("x-api-key", "")],
+        ] {
+            assert_eq!(from(none), Err("401"), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn admin_covers_all_and_infer_covers_listing() {
+        for needed in [Scope::Infer, Scope::ModelsRead, Scope::Admin, Scope::MetricsRead] {
+            assert!(allows(&[Scope::Admin], needed));
+        }
+        assert!(allows(&[Scope::Infer], Scope::ModelsRead));
+        assert!(!allows(&[Scope::Infer], Scope::Admin));
+        assert!(!allows(&[Scope::ModelsRead], Scope::Infer));
+        assert!(!allows(&[], Scope::ModelsRead));
+    }
+}

@@ -1,0 +1,8 @@
+//! The lock of both planes: who calls, and what they may do.
+//!
+//! It never logs or returns a secret; only a key's public id leaves this room.
+
+pub mod api_key;
+pub mod caller;
+pub mod keyring;
+pub mod pepper;

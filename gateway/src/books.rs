@@ -1,0 +1,260 @@
+//! The books: every admitted request ends in exactly one outcome, also when nobody is left to say so.
+//!
+//! An [`Entry`] travels with the request and settles when it is dropped. Writing is done elsewhere, in
+//! batches; a request never waits for the database.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use sqlx::SqlitePool;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use wire::{RequestState, RequestView, WorkerId};
+
+use crate::db::{self, DbError};
+
+/// Entries that may wait for a database that cannot be written; more are dropped, and counted in the log.
+const BACKLOG: usize = 100_000;
+/// Entries written in one transaction.
+const BATCH: usize = 512;
+
+/// Where entries are opened, cancelled and read.
+#[derive(Debug, Clone)]
+pub struct Books {
+    writer: mpsc::UnboundedSender<Posting>,
+    running: Arc<Mutex<HashMap<String, CancellationToken>>>,
+}
+
+#[derive(Debug)]
+enum Posting {
+    Entry(Box<RequestView>),
+    Flush(oneshot::Sender<()>),
+}
+
+/// One request in the books; dropping it settles it.
+#[derive(Debug)]
+pub struct Entry {
+    view: RequestView,
+    started: Instant,
+    books: Books,
+    /// An operator wants the request to end.
+    pub cancel: CancellationToken,
+}
+
+impl Books {
+    /// Opens the books and starts their writer on this runtime; it ends when the last handle is dropped.
+    pub fn open(db: SqlitePool) -> Self {
+        let (writer, postings) = mpsc::unbounded_channel();
+        tokio::spawn(write(db, postings));
+        Self {
+            writer,
+            running: Arc::default(),
+        }
+    }
+
+    /// Opens an entry for a request that was just admitted.
+    pub fn admit(&self, id: &str, key_id: &str, model: &str) -> Entry {
+        let view = RequestView {
+            id: id.to_owned(),
+            key_id: key_id.to_owned(),
+            model: model.to_owned(),
+            worker: None,
+            state: RequestState::Queued,
+            prompt_tokens: None,
+            completion_tokens: None,
+            started_at_ms: crate::now_ms(),
+            ttft_ms: None,
+            total_ms: None,
+            error: None,
+        };
+        self.post(&view);
+        let cancel = CancellationToken::new();
+        self.lock().insert(view.id.clone(), cancel.clone());
+        Entry {
+            view,
+            started: Instant::now(),
+            books: self.clone(),
+            cancel,
+        }
+    }
+
+    /// Asks a running request to end; false if none of that id runs.
+    pub fn cancel(&self, id: &str) -> bool {
+        self.lock().get(id).map(CancellationToken::cancel).is_some()
+    }
+
+    /// Requests that run or wait now.
+    pub fn open_entries(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Waits until everything posted so far is in the database.
+    pub async fn flush(&self) {
+        let (done, written) = oneshot::channel();
+        if self.writer.send(Posting::Flush(done)).is_ok() {
+            let _ = tokio::time::timeout(Duration::from_secs(6), written).await;
+        }
+    }
+
+    fn post(&self, view: &RequestView) {
+        // The receiver lives as long as the runtime; after that there is nobody left to tell.
+        let _ = self.writer.send(Posting::Entry(Box::new(view.clone())));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// The request's id.
+    pub fn id(&self) -> &str {
+        &self.view.id
+    }
+
+    /// The worker that has it now.
+    pub fn worker(&mut self, worker: &WorkerId) {
+        self.view.worker = Some(worker.clone());
+        self.view.state = RequestState::Running;
+        self.books.post(&self.view);
+    }
+
+    /// The first token has come.
+    pub fn first_token(&mut self) {
+        if self.view.ttft_ms.is_none() {
+            self.view.ttft_ms = Some(millis(self.started.elapsed()));
+        }
+    }
+
+    /// What has been counted so far; called again, the later count holds.
+    pub fn tokens(&mut self, prompt: Option<i64>, completion: Option<i64>) {
+        self.view.prompt_tokens = prompt.or(self.view.prompt_tokens);
+        self.view.completion_tokens = completion.or(self.view.completion_tokens);
+    }
+
+    /// How it ended; without this it settles as cancelled, since only a client that leaves drops it open.
+    pub fn end(&mut self, state: RequestState, error: Option<&str>) {
+        self.view.state = state;
+        self.view.error = error.map(ToOwned::to_owned);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if matches!(self.view.state, RequestState::Queued | RequestState::Running) {
+            self.view.state = RequestState::Cancelled;
+        }
+        self.view.total_ms = Some(millis(self.started.elapsed()));
+        self.books.lock().remove(&self.view.id);
+        self.books.post(&self.view);
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+async fn write(db: SqlitePool, mut postings: mpsc::UnboundedReceiver<Posting>) {
+    let mut waiting: Vec<RequestView> = Vec::new();
+    let mut incoming = Vec::with_capacity(BATCH);
+    let mut dropped = 0_u64;
+    while postings.recv_many(&mut incoming, BATCH).await > 0 {
+        let mut askers = Vec::new();
+        for posting in incoming.drain(..) {
+            match posting {
+                Posting::Entry(view) if waiting.len() < BACKLOG => waiting.push(*view),
+                Posting::Entry(_) => dropped += 1,
+                Posting::Flush(asker) => askers.push(asker),
+            }
+        }
+        match write_batch(&db, &waiting).await {
+            Ok(()) => {
+                waiting.clear();
+                if dropped > 0 {
+                    tracing::error!(
+                        dropped,
+                        "requests are missing from the books: the database could not be written for too long"
+                    );
+                    dropped = 0;
+                }
+            }
+            Err(error) => tracing::warn!(
+                cause = crate::error::chain(&error),
+                waiting = waiting.len(),
+                "the books could not be written; kept in memory"
+            ),
+        }
+        // Answered also after a failure: readers then see what the database has.
+        for asker in askers {
+            let _ = asker.send(());
+        }
+    }
+}
+
+async fn write_batch(db: &SqlitePool, views: &[RequestView]) -> Result<(), DbError> {
+    if views.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = db.begin().await?;
+    for view in views {
+        db::requests::write(&mut transaction, view).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn books() -> (tempfile::TempDir, SqlitePool, Books) {
+        let dir = tempfile::tempdir().unwrap();
+        let db = db::open(&dir.path().join("hive.db")).await.unwrap();
+        (dir, db.clone(), Books::open(db))
+    }
+
+    #[tokio::test]
+    async fn an_entry_dropped_open_is_settled_as_cancelled_with_what_was_counted() {
+        let (_dir, db, books) = books().await;
+        let mut entry = books.admit("req_1", "key", "m");
+        entry.worker(&"w".parse().unwrap());
+        entry.tokens(Some(7), Some(3));
+        assert_eq!(books.open_entries(), 1);
+        drop(entry);
+        books.flush().await;
+        let view = db::requests::find(&db, "req_1").await.unwrap().unwrap();
+        assert_eq!(
+            (view.state, view.prompt_tokens, view.completion_tokens),
+            (RequestState::Cancelled, Some(7), Some(3))
+        );
+        assert_eq!(books.open_entries(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_ran_when_the_gateway_died_is_closed_as_aborted() {
+        let (dir, db, books) = books().await;
+        let entry = books.admit("req_1", "key", "m");
+        books.flush().await;
+        let again = db::open(&dir.path().join("hive.db")).await.unwrap();
+        assert_eq!(db::requests::abort_open(&again).await.unwrap(), 1);
+        assert_eq!(
+            db::requests::find(&db, "req_1").await.unwrap().unwrap().state,
+            RequestState::Aborted
+        );
+        std::mem::forget(entry);
+    }
+
+    #[tokio::test]
+    async fn a_running_request_can_be_cancelled_by_its_id_and_no_other() {
+        let (_dir, _db, books) = books().await;
+        let entry = books.admit("req_1", "key", "m");
+        assert!(!books.cancel("req_2"));
+        assert!(books.cancel("req_1"));
+        assert!(entry.cancel.is_cancelled());
+        drop(entry);
+        assert!(!books.cancel("req_1"));
+    }
+}

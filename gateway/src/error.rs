@@ -1,0 +1,349 @@
+//! [`ApiError`]: the only place that knows status codes and OpenAI's error types.
+//!
+//! Outside and inside differ: the caller gets a sentence with the remedy, the access log gets the cause, once.
+
+use std::{fmt::Write as _, time::Duration};
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use wire::{ErrorBody, ErrorEnvelope};
+
+use crate::{db::DbError, scheduler::NoSlot};
+
+/// Everything a caller can be told instead of an answer.
+#[derive(Debug)]
+pub enum ApiError {
+    /// The request itself is at fault.
+    Invalid {
+        /// What is wrong and what would be right.
+        message: String,
+        /// The field at fault.
+        param: Option<String>,
+    },
+    /// The credential is missing, malformed, unknown, revoked or expired; the text says which remedy helps.
+    Unauthenticated(&'static str),
+    /// The credential is good but not for this.
+    Forbidden(wire::Scope),
+    /// The model is not known.
+    ModelNotFound(String),
+    /// There is no such object.
+    NotFound(String),
+    /// There is no such route.
+    UnknownUrl(String),
+    /// The route has other methods.
+    MethodNotAllowed,
+    /// The body is larger than allowed, in bytes.
+    TooLarge(usize),
+    /// The head has too many headers or bytes.
+    HeadTooLarge,
+    /// An OpenAI-compatible server could not be attached; the text says why.
+    NotAttachable(String),
+    /// The body did not come in time.
+    BodyTimeout(Duration),
+    /// The `Host` header names nobody we answer for.
+    WrongHost,
+    /// An epoch that is no longer the worker's.
+    StaleEpoch,
+    /// A worker id that the gateway does not know.
+    UnknownWorker(String),
+    /// The id is held by another, living worker.
+    WorkerExists(String),
+    /// The dispatcher has no slot.
+    NoSlot(NoSlot, String),
+    /// The worker answered that the request is at fault.
+    Upstream(StatusCode, ErrorBody),
+    /// All attempts to have a worker answer failed.
+    WorkerFailed(String),
+    /// The client's own deadline passed.
+    DeadlineExceeded,
+    /// An operator cancelled the request.
+    Cancelled,
+    /// The gateway is going down.
+    ShuttingDown,
+    /// The worker stopped in the middle of the answer.
+    WorkerLost,
+    /// The worker went silent in the middle of the answer.
+    WorkerStalled(Duration),
+    /// The registry database cannot be written now.
+    Storage(DbError),
+    /// A fault of ours.
+    Internal(String),
+}
+
+impl ApiError {
+    /// A fault of the request's, at one field.
+    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            message: message.into(),
+            param: Some(param.to_owned()),
+        }
+    }
+
+    /// The HTTP status (RFC 9110, and OpenAI's usage where they differ).
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid { .. } | Self::WrongHost => StatusCode::BAD_REQUEST,
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::ModelNotFound(_) | Self::NotFound(_) | Self::UnknownUrl(_) | Self::UnknownWorker(_) => {
+                StatusCode::NOT_FOUND
+            }
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::StaleEpoch | Self::WorkerExists(_) | Self::Cancelled => StatusCode::CONFLICT,
+            Self::NoSlot(NoSlot::UnknownModel, _) => StatusCode::NOT_FOUND,
+            Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Upstream(status, _) => *status,
+            Self::WorkerFailed(_) | Self::WorkerLost | Self::NotAttachable(_) => StatusCode::BAD_GATEWAY,
+            Self::WorkerStalled(_) | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// OpenAI's class of error.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::WorkerLost | Self::WorkerStalled(_) | Self::WorkerFailed(_) | Self::NotAttachable(_) => {
+                "upstream_error"
+            }
+            _ if self.status().is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    /// The stable code of `design.md`.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Invalid { .. } | Self::WrongHost | Self::BodyTimeout(_) => "invalid_request",
+            Self::Unauthenticated(_) => "invalid_api_key",
+            Self::Forbidden(_) => "insufficient_scope",
+            Self::ModelNotFound(_) | Self::NoSlot(NoSlot::UnknownModel, _) => "model_not_found",
+            Self::NotFound(_) => "not_found",
+            Self::UnknownUrl(_) => "unknown_url",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::TooLarge(_) | Self::HeadTooLarge => "request_too_large",
+            Self::StaleEpoch => "stale_epoch",
+            Self::UnknownWorker(_) => "unknown_worker",
+            Self::WorkerExists(_) => "worker_exists",
+            Self::NoSlot(NoSlot::NoWorker, _) => "no_worker",
+            Self::NoSlot(NoSlot::Loading, _) => "loading",
+            Self::NoSlot(NoSlot::QueueFull, _) => "queue_full",
+            Self::NoSlot(NoSlot::QueueTimeout, _) => "queue_timeout",
+            Self::Upstream(_, body) => body.code.as_deref().unwrap_or("invalid_request"),
+            Self::WorkerFailed(_) | Self::NotAttachable(_) => "worker_failed",
+            Self::WorkerLost => "worker_lost",
+            Self::WorkerStalled(_) => "worker_stalled",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Cancelled => "cancelled",
+            Self::ShuttingDown => "shutting_down",
+            Self::Storage(_) => "storage_unavailable",
+            Self::Internal(_) => "internal_error",
+        }
+    }
+
+    /// What the caller reads: what is wrong, and what to do.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Invalid { message, .. } => message.clone(),
+            Self::Unauthenticated(why) => (*why).to_owned(),
+            Self::Forbidden(scope) => format!("This key lacks the scope `{}`. Use a key that has it.", scope.as_str()),
+            Self::ModelNotFound(model) | Self::NoSlot(NoSlot::UnknownModel, model) => {
+                format!("The model `{model}` does not exist here. GET /v1/models lists those that do.")
+            }
+            Self::NotFound(what) => format!("There is no {what}."),
+            Self::UnknownUrl(url) => format!("Unknown request URL: {url}. The routes are listed at /docs."),
+            Self::MethodNotAllowed => {
+                "This URL does not take that method; the Allow header lists those it takes.".into()
+            }
+            Self::TooLarge(limit) => format!("The body is larger than {limit} bytes. Send a smaller one."),
+            Self::HeadTooLarge => "The request has more than 64 headers or 32 KiB of them. Send fewer.".into(),
+            Self::NotAttachable(why) => why.clone(),
+            Self::BodyTimeout(limit) => format!("The body did not arrive within {} s. Send it again.", limit.as_secs()),
+            Self::WrongHost => {
+                "The Host header names a host this gateway does not answer for. Add it to `server.allowed_hosts`."
+                    .into()
+            }
+            Self::StaleEpoch => "Another worker has registered under this id since. This one should exit.".into(),
+            Self::UnknownWorker(id) => format!("No worker `{id}` is registered. Register again."),
+            Self::WorkerExists(id) => {
+                format!(
+                    "The id `{id}` is held by a live worker. Stop it, or join with a token that is bound to this id."
+                )
+            }
+            Self::NoSlot(NoSlot::NoWorker, model) => {
+                format!(
+                    "No live worker serves `{model}` now. Try again soon, or start one with `hivectl worker spawn`."
+                )
+            }
+            Self::NoSlot(NoSlot::Loading, model) => {
+                format!("`{model}` is still being loaded. Try again in a few seconds.")
+            }
+            Self::NoSlot(NoSlot::QueueFull, model) => {
+                format!("All slots and queue places for `{model}` are taken. Try again in a few seconds.")
+            }
+            Self::NoSlot(NoSlot::QueueTimeout, model) => format!("No slot for `{model}` came free in time. Try again."),
+            Self::Upstream(_, body) => body.message.clone(),
+            Self::WorkerFailed(_) => "The worker could not answer this request. Try again.".into(),
+            Self::WorkerLost => "The worker was lost in the middle of the answer. Send the request again.".into(),
+            Self::WorkerStalled(limit) => {
+                format!(
+                    "The worker has sent nothing for {} s. Send the request again.",
+                    limit.as_secs()
+                )
+            }
+            Self::DeadlineExceeded => "The deadline in x-hive-deadline-ms has passed.".into(),
+            Self::Cancelled => "An operator cancelled this request.".into(),
+            Self::ShuttingDown => "The gateway is shutting down. Send the request again.".into(),
+            Self::Storage(_) => {
+                "The registry database cannot be written now. Try again; the gateway's log says why.".into()
+            }
+            Self::Internal(_) => "The gateway failed; its log has the cause under this request id.".into(),
+        }
+    }
+
+    /// The envelope of OpenAI's document.
+    pub fn envelope(&self) -> ErrorEnvelope {
+        let param = match self {
+            Self::Invalid { param, .. } => param.clone(),
+            Self::ModelNotFound(_) | Self::NoSlot(NoSlot::UnknownModel, _) => Some("model".to_owned()),
+            Self::Upstream(_, body) => body.param.clone(),
+            _ => None,
+        };
+        ErrorEnvelope {
+            error: ErrorBody {
+                message: self.message(),
+                r#type: self.kind().to_owned(),
+                param,
+                code: Some(self.code().to_owned()),
+            },
+        }
+    }
+
+    /// The in-band form: one SSE event.
+    pub fn event(&self) -> String {
+        let json = serde_json::to_string(&self.envelope()).unwrap_or_default();
+        format!("data: {json}\n\n")
+    }
+
+    /// Seconds after which the caller should try again; never above 60 (SDKs ignore longer ones).
+    fn retry_after(&self) -> Option<u8> {
+        match self {
+            Self::NoSlot(NoSlot::UnknownModel, _) => None,
+            Self::NoSlot(NoSlot::Loading | NoSlot::NoWorker, _) => Some(3),
+            Self::NoSlot(..) | Self::ShuttingDown => Some(2),
+            Self::Storage(_) => Some(5),
+            _ => None,
+        }
+    }
+
+    /// The cause chain for the log; nothing of it reaches the caller.
+    fn cause(&self) -> Option<String> {
+        match self {
+            Self::WorkerFailed(cause) | Self::Internal(cause) => Some(cause.clone()),
+            Self::Storage(error) => Some(chain(error)),
+            _ => None,
+        }
+    }
+}
+
+/// An error and its sources in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(line, ": {cause}");
+        source = cause.source();
+    }
+    line
+}
+
+/// What the access log says of a request that failed; rides in the response's extensions.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// The stable code.
+    pub code: String,
+    /// The cause chain, if there is more to say.
+    pub cause: Option<String>,
+}
+
+impl From<DbError> for ApiError {
+    fn from(error: DbError) -> Self {
+        Self::Storage(error)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), Json(self.envelope())).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
+        }
+        if matches!(self, Self::Unauthenticated(_)) {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(Failed {
+            code: self.code().to_owned(),
+            cause: self.cause(),
+        });
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_waiting_time_is_one_that_sdks_keep() {
+        for slot in [
+            NoSlot::NoWorker,
+            NoSlot::Loading,
+            NoSlot::QueueFull,
+            NoSlot::QueueTimeout,
+        ] {
+            let response = ApiError::NoSlot(slot, "m".into()).into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let seconds: u32 = response.headers()[header::RETRY_AFTER]
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap();
+            assert!((1..=60).contains(&seconds));
+        }
+    }
+
+    #[test]
+    fn the_cause_is_for_the_log_only() {
+        let error = ApiError::WorkerFailed("connect to 10.0.0.7: refused".into());
+        assert!(!error.event().contains("10.0.0.7"));
+        assert_eq!(
+            error
+                .into_response()
+                .extensions()
+                .get::<Failed>()
+                .unwrap()
+                .cause
+                .as_deref(),
+            Some("connect to 10.0.0.7: refused")
+        );
+    }
+
+    #[test]
+    fn an_event_is_one_data_line_with_all_four_keys() {
+        let event = ApiError::WorkerLost.event();
+        let json: serde_json::Value = serde_json::from_str(event.strip_prefix("data: ").unwrap().trim_end()).unwrap();
+        assert_eq!(json["error"]["code"], "worker_lost");
+        assert_eq!(json["error"]["type"], "upstream_error");
+        assert!(json["error"].get("param").unwrap().is_null());
+        assert_eq!(event.matches('\n').count(), 2);
+    }
+}

@@ -1,0 +1,89 @@
+//! Attached servers: which models they list, and whether they still answer.
+//!
+//! They send no heartbeat, so they are asked; a probe never touches a load counter.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use wire::{ModelName, WorkerKind};
+
+use super::members::{Bearer, Event, Target};
+use crate::{error::chain, state::Hive};
+
+/// How long an attached server's model list may take.
+const LIMIT: Duration = Duration::from_secs(5);
+/// The largest model list that is read, in bytes.
+const LARGEST: usize = 4 * 1024 * 1024;
+
+#[derive(Debug, Deserialize)]
+struct List {
+    data: Vec<Listed>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Listed {
+    id: String,
+}
+
+/// The models a server lists; names we could not carry are left out. The error is a sentence.
+pub async fn models(client: &reqwest::Client, url: &str, bearer: Option<&Bearer>) -> Result<Vec<ModelName>, String> {
+    let mut request = client.get(format!("{url}/v1/models")).timeout(LIMIT);
+    if let Some(bearer) = bearer {
+        request = request.bearer_auth(&bearer.0);
+    }
+    let mut response = request
+        .send()
+        .await
+        .map_err(|error| format!("it cannot be reached: {}", chain(&error)))?;
+    let status = response.status();
+    if matches!(status.as_u16(), 401 | 403) {
+        return Err(format!(
+            "it refused our key with status {status}; give it one with --api-key-file"
+        ));
+    }
+    if !status.is_success() {
+        return Err(format!("its /v1/models answered {status}"));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| format!("it broke off: {}", chain(&error)))?
+    {
+        body.extend_from_slice(&chunk);
+        if body.len() > LARGEST {
+            return Err("its model list is larger than 4 MiB".into());
+        }
+    }
+    let list: List =
+        serde_json::from_slice(&body).map_err(|_| "its /v1/models is not OpenAI's list of models".to_owned())?;
+    Ok(list
+        .data
+        .into_iter()
+        .filter_map(|model| model.id.parse().ok())
+        .collect())
+}
+
+/// Asks every attached server, again and again, until the program drains.
+pub async fn watch(hive: Arc<Hive>, client: reqwest::Client) {
+    let mut tick = tokio::time::interval(hive.config.registry.probe_interval);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = hive.lifecycle.drain.cancelled() => return,
+        }
+        let probes = hive
+            .dispatcher
+            .targets(WorkerKind::Attached)
+            .into_iter()
+            .map(|target| probe(&hive, &client, target));
+        futures_util::future::join_all(probes).await;
+    }
+}
+
+async fn probe(hive: &Hive, client: &reqwest::Client, target: Arc<Target>) {
+    let result = models(client, &target.url, target.bearer.as_ref()).await.map(drop);
+    // It may have been detached meanwhile.
+    let _ = hive.dispatcher.apply(Event::Probed(target.id.clone(), result));
+}

@@ -1,0 +1,267 @@
+//! One JSON answer put together from a worker's chunks, for callers that did not ask for a stream.
+//!
+//! Unknown fields of a message survive; it never invents a token.
+
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+use wire::RequestState;
+
+use super::{Opened, answer::Event, at, settle};
+use crate::{error::ApiError, registry::members::Outcome, state::AppState};
+
+/// Reads the answer to its end.
+pub async fn collect(state: &AppState, mut opened: Opened, deadline: Option<Instant>) -> Result<Value, ApiError> {
+    let stall = state.config.relay.inter_token_timeout;
+    let mut whole = Whole::default();
+    let result = loop {
+        let cancel = opened.entry.cancel.clone();
+        let filled = tokio::select! {
+            biased;
+            filled = opened.answer.fill() => filled,
+            () = cancel.cancelled() => break Err(ApiError::Cancelled),
+            () = state.lifecycle.cut.cancelled() => break Err(ApiError::ShuttingDown),
+            () = at(deadline) => break Err(ApiError::DeadlineExceeded),
+            () = tokio::time::sleep(stall) => {
+                opened.lease.report(Outcome::Failed, Some("it went silent in the middle of an answer".into()));
+                break Err(ApiError::WorkerFailed(format!("silent for {} s", stall.as_secs())));
+            }
+        };
+        if let Err(loss) = filled {
+            opened.lease.report(Outcome::Broken, Some(loss.0.clone()));
+            break Err(ApiError::WorkerFailed(loss.0));
+        }
+        if let Some(end) = take_all(&mut opened, &mut whole) {
+            break end;
+        }
+    };
+    opened.count();
+    match result {
+        Ok(()) => {
+            opened.entry.end(RequestState::Completed, None);
+            Ok(whole.into_completion())
+        }
+        Err(error) => {
+            settle(&mut opened.entry, &error);
+            Err(error)
+        }
+    }
+}
+
+fn take_all(opened: &mut Opened, whole: &mut Whole) -> Option<Result<(), ApiError>> {
+    while let Some(event) = opened.answer.take() {
+        match event {
+            Event::Chunk { data, token, .. } => {
+                if token {
+                    opened.entry.first_token();
+                }
+                if let Ok(Value::Object(chunk)) = serde_json::from_slice(&data) {
+                    whole.add(chunk);
+                }
+            }
+            Event::Done => {
+                opened.lease.report(Outcome::Fine, None);
+                return Some(Ok(()));
+            }
+            Event::Error(error) => {
+                opened.lease.report(Outcome::Failed, Some(error.message.clone()));
+                return Some(Err(ApiError::WorkerFailed(error.message)));
+            }
+        }
+    }
+    None
+}
+
+/// What has come so far.
+#[derive(Debug, Default)]
+struct Whole {
+    /// Top-level fields of the first chunk, then the usage.
+    head: Map<String, Value>,
+    choices: Vec<Choice>,
+}
+
+#[derive(Debug)]
+struct Choice {
+    index: u64,
+    message: Map<String, Value>,
+    tool_calls: Vec<Value>,
+    logprobs: Option<Map<String, Value>>,
+    finish_reason: Value,
+}
+
+impl Whole {
+    fn add(&mut self, mut chunk: Map<String, Value>) {
+        let choices = chunk.remove("choices");
+        for (key, value) in chunk {
+            if key == "usage" && !value.is_null() {
+                self.head.insert(key, value);
+            } else if key != "usage" {
+                self.head.entry(key).or_insert(value);
+            }
+        }
+        let Some(Value::Array(choices)) = choices else { return };
+        for choice in choices {
+            let Value::Object(choice) = choice else { continue };
+            let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
+            let place = self.choices.iter().position(|c| c.index == index).unwrap_or_else(|| {
+                self.choices.push(Choice::new(index));
+                self.choices.len() - 1
+            });
+            self.choices[place].add(choice);
+        }
+    }
+
+    fn into_completion(mut self) -> Value {
+        self.choices.sort_by_key(|choice| choice.index);
+        self.head.insert("object".into(), "chat.completion".into());
+        self.head.insert(
+            "choices".into(),
+            self.choices.into_iter().map(Choice::into_json).collect(),
+        );
+        Value::Object(self.head)
+    }
+}
+
+impl Choice {
+    fn new(index: u64) -> Self {
+        Self {
+            index,
+            message: Map::new(),
+            tool_calls: Vec::new(),
+            logprobs: None,
+            finish_reason: Value::Null,
+        }
+    }
+
+    fn add(&mut self, mut choice: Map<String, Value>) {
+        if let Some(reason) = choice.remove("finish_reason").filter(|r| !r.is_null()) {
+            self.finish_reason = reason;
+        }
+        if let Some(Value::Object(logprobs)) = choice.remove("logprobs") {
+            let held = self.logprobs.get_or_insert_default();
+            for (key, value) in logprobs {
+                append(held.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        let Some(Value::Object(mut delta)) = choice.remove("delta") else {
+            return;
+        };
+        if let Some(Value::Array(calls)) = delta.remove("tool_calls") {
+            for call in calls {
+                self.add_tool_call(call);
+            }
+        }
+        for (key, value) in delta {
+            if key == "role" {
+                self.message.insert(key, value);
+            } else {
+                append(self.message.entry(key).or_insert(Value::Null), value);
+            }
+        }
+    }
+
+    /// Fragments of a call are told apart by their index; the answer itself carries none.
+    fn add_tool_call(&mut self, call: Value) {
+        let Value::Object(mut call) = call else { return };
+        let index = call
+            .remove("index")
+            .and_then(|i| i.as_u64())
+            .and_then(|i| usize::try_from(i).ok());
+        let place = index.unwrap_or(self.tool_calls.len()).min(self.tool_calls.len());
+        if place == self.tool_calls.len() {
+            self.tool_calls.push(Value::Object(call));
+            return;
+        }
+        let fragment = call.get("function").and_then(|f| f.get("arguments")).cloned();
+        if let (Some(held), Some(fragment)) = (self.tool_calls[place].pointer_mut("/function/arguments"), fragment) {
+            append(held, fragment);
+        }
+    }
+
+    fn into_json(mut self) -> Value {
+        let called = !self.tool_calls.is_empty();
+        self.message.entry("role").or_insert_with(|| "assistant".into());
+        self.message.entry("refusal").or_insert(Value::Null);
+        let content = self.message.entry("content").or_insert(Value::Null);
+        if called && content.as_str() == Some("") {
+            *content = Value::Null;
+        }
+        if called {
+            self.message.insert("tool_calls".into(), Value::Array(self.tool_calls));
+        }
+        json!({
+            "index": self.index,
+            "message": self.message,
+            "logprobs": self.logprobs,
+            "finish_reason": self.finish_reason,
+        })
+    }
+}
+
+/// Texts and lists grow, anything else is replaced, null changes nothing.
+fn append(held: &mut Value, more: Value) {
+    match (held, more) {
+        (_, Value::Null) => {}
+        (Value::String(text), Value::String(more)) => text.push_str(&more),
+        (Value::Array(list), Value::Array(more)) => list.extend(more),
+        (held, more) => *held = more,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(chunks: &[Value]) -> Value {
+        let mut whole = Whole::default();
+        for chunk in chunks {
+            whole.add(chunk.as_object().unwrap().clone());
+        }
+        whole.into_completion()
+    }
+
+    #[test]
+    fn deltas_become_one_message_and_the_usage_is_kept() {
+        let answer = whole(&[
+            json!({"id":"chatcmpl-1","object":"chat.completion.chunk","created":5,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}),
+            json!({"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"Hel"},"logprobs":{"content":[{"token":"Hel"}],"refusal":null},"finish_reason":null}],"usage":null}),
+            json!({"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"lo"},"logprobs":{"content":[{"token":"lo"}],"refusal":null},"finish_reason":null}]}),
+            json!({"id":"chatcmpl-1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}),
+            json!({"id":"chatcmpl-1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}),
+        ]);
+        assert_eq!(
+            answer,
+            json!({"id":"chatcmpl-1","object":"chat.completion","created":5,"model":"m",
+                "choices":[{"index":0,"message":{"role":"assistant","content":"Hello","refusal":null},
+                    "logprobs":{"content":[{"token":"Hel"},{"token":"lo"}],"refusal":null},"finish_reason":"stop"}],
+                "usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}})
+        );
+    }
+
+    #[test]
+    fn tool_call_fragments_are_joined_and_lose_their_index() {
+        let answer = whole(&[
+            json!({"choices":[{"index":0,"delta":{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"c1","type":"function","function":{"name":"f","arguments":""}}]}}]}),
+            json!({"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"a\":"}}]}}]}),
+            json!({"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"1}"}}]}}]}),
+            json!({"choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"id":"c2","type":"function","function":{"name":"g","arguments":"{}"}}]}}]}),
+            json!({"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}),
+        ]);
+        let message = &answer["choices"][0]["message"];
+        assert_eq!(message["content"], Value::Null);
+        assert_eq!(
+            message["tool_calls"],
+            json!([{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},
+                   {"id":"c2","type":"function","function":{"name":"g","arguments":"{}"}}])
+        );
+    }
+
+    #[test]
+    fn choices_come_in_the_order_of_their_index() {
+        let answer = whole(&[
+            json!({"choices":[{"index":1,"delta":{"content":"b"}}]}),
+            json!({"choices":[{"index":0,"delta":{"content":"a"}}]}),
+        ]);
+        assert_eq!(answer["choices"][0]["message"]["content"], "a");
+        assert_eq!(answer["choices"][1]["index"], 1);
+    }
+}

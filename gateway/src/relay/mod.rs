@@ -1,0 +1,232 @@
+//! The relay: takes a lease and a body to a worker, and the worker's events back to the client.
+//!
+//! Before the first event it may try another worker; after it, never. Dropping what it returns closes the
+//! upstream connection and then gives the slot back: no clean-up code runs anywhere else.
+
+mod aggregate;
+mod answer;
+mod chunk;
+mod pump;
+pub mod sse;
+pub mod upstream;
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use bytes::Bytes;
+use tokio::time::Instant;
+use wire::{ModelName, RequestState, WorkerId};
+
+use self::{answer::Answer, upstream::Failure};
+use crate::{
+    books::Entry,
+    error::ApiError,
+    registry::members::Outcome,
+    scheduler::{Ask, Lease, NoSlot},
+    state::AppState,
+    telemetry::AccessLog,
+};
+
+/// Attempts for a request whose worker could not be reached at all.
+const CONNECT_ATTEMPTS: usize = 3;
+/// Attempts for a request that a worker may have seen.
+const ATTEMPTS: usize = 2;
+/// A worker that turned out to be busy is asked again after this.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// One request as the relay sees it.
+#[derive(Debug)]
+pub struct Call {
+    /// The model.
+    pub model: ModelName,
+    /// The public id of the caller's key.
+    pub key_id: String,
+    /// The client's name for the request, for the logs of both sides.
+    pub correlation_id: String,
+    /// The body for the worker: always a stream, always with usage.
+    pub body: Bytes,
+    /// Whether the client wants the usage chunk.
+    pub include_usage: bool,
+    /// When the client no longer wants an answer.
+    pub deadline: Option<Instant>,
+    /// The access-log line to add to.
+    pub log: AccessLog,
+}
+
+/// A worker has sent its first event.
+struct Opened {
+    answer: Answer,
+    lease: Lease,
+    entry: Entry,
+}
+
+/// Answers with a stream; the headers wait for the first event or `relay.hold_headers`.
+pub async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    let hold = state.config.relay.hold_headers;
+    let include_usage = call.include_usage;
+    let deadline = call.deadline;
+    let mut opening = Box::pin(open(state.clone(), call, entry));
+    let (worker, pump) = match tokio::time::timeout(hold, &mut opening).await {
+        Ok(opened) => {
+            let opened = opened?;
+            (
+                Some(opened.lease.target().id.clone()),
+                pump::Pump::running(&state, opened, include_usage, deadline),
+            )
+        }
+        Err(_) => (None, pump::Pump::opening(&state, opening, include_usage, deadline)),
+    };
+    let mut response = Body::from_stream(pump.into_stream()).into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    name_worker(&mut response, worker.as_ref());
+    Ok(response)
+}
+
+/// Answers with one JSON object, put together from the worker's stream.
+pub async fn whole(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    let deadline = call.deadline;
+    let opened = open(state.clone(), call, entry).await?;
+    let worker = opened.lease.target().id.clone();
+    let json = aggregate::collect(&state, opened, deadline).await?;
+    let mut response = axum::Json(json).into_response();
+    name_worker(&mut response, Some(&worker));
+    Ok(response)
+}
+
+fn name_worker(response: &mut Response, worker: Option<&WorkerId>) {
+    if let Some(value) = worker.and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
+        response.headers_mut().insert("x-hive-worker", value);
+    }
+}
+
+/// Waits for a slot and a worker's first event; whatever goes wrong is in the books when it returns.
+async fn open(state: AppState, call: Call, mut entry: Entry) -> Result<Opened, ApiError> {
+    let cancel = entry.cancel.clone();
+    let cut = state.lifecycle.cut.clone();
+    let deadline = call.deadline;
+    let result = tokio::select! {
+        result = attempts(&state, &call, &mut entry) => result,
+        () = cancel.cancelled() => Err(ApiError::Cancelled),
+        () = cut.cancelled() => Err(ApiError::ShuttingDown),
+        () = at(deadline) => Err(ApiError::DeadlineExceeded),
+    };
+    match result {
+        Ok((answer, lease)) => Ok(Opened { answer, lease, entry }),
+        Err(error) => {
+            settle(&mut entry, &error);
+            Err(error)
+        }
+    }
+}
+
+/// Writes an error into the books as the outcome it is.
+fn settle(entry: &mut Entry, error: &ApiError) {
+    let state = match error {
+        ApiError::Cancelled => RequestState::Cancelled,
+        ApiError::ShuttingDown => RequestState::Aborted,
+        _ => RequestState::Failed,
+    };
+    entry.end(state, Some(error.code()));
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn attempts(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(Answer, Lease), ApiError> {
+    let mut tried: Vec<WorkerId> = Vec::new();
+    let mut last: Option<Failure> = None;
+    let busy_until = Instant::now() + state.config.scheduler.queue_timeout;
+    loop {
+        let ask = Ask {
+            model: &call.model,
+            key: &call.key_id,
+            tried: &tried,
+        };
+        let lease = match (state.dispatcher.acquire(ask).await, last.take()) {
+            (Ok(lease), _) => lease,
+            // Nobody else is there to try: what the last one did is the news.
+            (Err(NoSlot::NoWorker | NoSlot::Loading), Some(failure)) => return Err(failure.into()),
+            (Err(no_slot), _) => return Err(ApiError::NoSlot(no_slot, call.model.to_string())),
+        };
+        let worker = lease.target().id.clone();
+        entry.worker(&worker);
+        call.log.worker(worker.as_str());
+        let failure = match attempt(state, call, entry, &lease).await {
+            Ok(answer) => return Ok((answer, lease)),
+            Err(failure) => failure,
+        };
+        match &failure {
+            Failure::Client(..) => {
+                lease.report(Outcome::Fine, None);
+                return Err(failure.into());
+            }
+            Failure::Busy if Instant::now() > busy_until => {
+                return Err(ApiError::NoSlot(NoSlot::QueueTimeout, call.model.to_string()));
+            }
+            Failure::Busy => {
+                // Its slot is still taken by work that cannot be stopped: kept as taken here too for a moment.
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
+            Failure::Connect(why) | Failure::Lost(why) => lease.report(Outcome::Broken, Some(why.clone())),
+            Failure::Bad(why) | Failure::Silent(why) => lease.report(Outcome::Failed, Some(why.clone())),
+        }
+        tracing::warn!(
+            worker = worker.as_str(),
+            request_id = call.correlation_id,
+            cause = failure.cause(),
+            "an attempt failed"
+        );
+        tried.push(worker);
+        let limit = if matches!(failure, Failure::Connect(_)) {
+            CONNECT_ATTEMPTS
+        } else {
+            ATTEMPTS
+        };
+        // A worker that died is tried once more elsewhere whatever the budget says.
+        let free = matches!(failure, Failure::Connect(_) | Failure::Lost(_));
+        if tried.len() >= limit || !(free || state.upstream.retry_is_affordable(state.books.open_entries())) {
+            return Err(failure.into());
+        }
+        last = Some(failure);
+    }
+}
+
+async fn attempt(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<Answer, Failure> {
+    let limit = state.config.relay.first_token_timeout;
+    let opening = async {
+        let response = state.upstream.send(lease.target(), call, entry.id()).await?;
+        let prompt = response
+            .headers()
+            .get(wire::PROMPT_TOKENS_HEADER)
+            .and_then(|v| v.to_str().ok()?.parse().ok());
+        entry.tokens(prompt, None);
+        Answer::first(response).await
+    };
+    match tokio::time::timeout(limit, opening).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::Silent(format!("no event within {} s", limit.as_secs()))),
+    }
+}
+
+impl upstream::Upstream {
+    /// At most a fifth of the open requests, or three, may be retries at a time (Envoy's retry budget).
+    fn retry_is_affordable(&self, open: usize) -> bool {
+        let window = self.retries_lately(Instant::now());
+        window.load(Ordering::Relaxed) <= (open / 5).max(3)
+    }
+}

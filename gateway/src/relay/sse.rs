@@ -1,0 +1,175 @@
+//! Server-sent events on their way through: bytes in, whole `data:` payloads out, however the bytes are split.
+//!
+//! Only `data` passes; comments, `event`, `id` and `retry` stop here (WHATWG HTML, section 9.2.6).
+
+use bytes::{Bytes, BytesMut};
+
+/// The largest event a worker may send, in bytes.
+pub const LARGEST_EVENT: usize = 256 * 1024;
+
+/// Why the bytes are no event stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// An event above [`LARGEST_EVENT`].
+    #[error("the worker sent an event of more than 256 KiB")]
+    TooLarge,
+    /// Bytes that are no UTF-8.
+    #[error("the worker sent bytes that are not UTF-8")]
+    NotUtf8,
+}
+
+/// Collects bytes until events are whole.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: BytesMut,
+    /// How far `buffer` was searched for a line's end.
+    searched: usize,
+    data: Option<BytesMut>,
+}
+
+impl Decoder {
+    /// Adds bytes as they came.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Whether an event has begun and is not whole.
+    pub fn is_mid_event(&self) -> bool {
+        self.data.is_some() || !self.buffer.is_empty()
+    }
+
+    /// The next whole event's data, if there is one.
+    pub fn next_event(&mut self) -> Result<Option<Bytes>, Malformed> {
+        loop {
+            let Some(line) = self.next_line()? else { return Ok(None) };
+            if line.is_empty() {
+                match self.data.take() {
+                    Some(data) if std::str::from_utf8(&data).is_err() => return Err(Malformed::NotUtf8),
+                    Some(data) => return Ok(Some(data.freeze())),
+                    None => continue,
+                }
+            }
+            let Some(value) = line.strip_prefix(b"data".as_slice()).and_then(value_of) else {
+                continue;
+            };
+            match &mut self.data {
+                Some(data) => {
+                    data.extend_from_slice(b"\n");
+                    data.extend_from_slice(value);
+                }
+                None => self.data = Some(BytesMut::from(value)),
+            }
+            if self.data.as_ref().is_some_and(|data| data.len() > LARGEST_EVENT) {
+                return Err(Malformed::TooLarge);
+            }
+        }
+    }
+
+    fn next_line(&mut self) -> Result<Option<BytesMut>, Malformed> {
+        let Some(found) = self.buffer[self.searched..]
+            .iter()
+            .position(|b| matches!(b, b'\n' | b'\r'))
+        else {
+            self.searched = self.buffer.len();
+            return if self.buffer.len() > LARGEST_EVENT {
+                Err(Malformed::TooLarge)
+            } else {
+                Ok(None)
+            };
+        };
+        let end = self.searched + found;
+        let mut length = 1;
+        if self.buffer[end] == b'\r' {
+            match self.buffer.get(end + 1) {
+                Some(b'\n') => length = 2,
+                Some(_) => {}
+                // The \n of a \r\n may still be on its way.
+                None => {
+                    self.searched = end;
+                    return Ok(None);
+                }
+            }
+        }
+        let mut line = self.buffer.split_to(end + length);
+        line.truncate(end);
+        self.searched = 0;
+        Ok(Some(line))
+    }
+}
+
+/// What follows a field's name: nothing, or a colon and at most one space.
+fn value_of(rest: &[u8]) -> Option<&[u8]> {
+    if rest.is_empty() {
+        return Some(rest);
+    }
+    let value = rest.strip_prefix(b":")?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(parts: &[&[u8]]) -> Vec<String> {
+        let mut decoder = Decoder::default();
+        let mut found = Vec::new();
+        for part in parts {
+            decoder.feed(part);
+            while let Some(event) = decoder.next_event().unwrap() {
+                found.push(String::from_utf8(event.to_vec()).unwrap());
+            }
+        }
+        found
+    }
+
+    const STREAM: &str =
+        ": hi\nevent: x\r\nid: 7\ndata: {\"a\":\"ü\"}\n\ndata:one\r\ndata: two\r\n\r\nretry: 3\n\ndata: [DONE]\n\n";
+
+    #[test]
+    fn events_are_the_same_however_the_bytes_are_split() {
+        let whole = events(&[STREAM.as_bytes()]);
+        assert_eq!(whole, ["{\"a\":\"ü\"}", "one\ntwo", "[DONE]"]);
+        for split in 0..STREAM.len() {
+            let (a, b) = STREAM.as_bytes().split_at(split);
+            assert_eq!(events(&[a, b]), whole, "split at {split}");
+        }
+        let single: Vec<&[u8]> = STREAM.as_bytes().chunks(1).collect();
+        assert_eq!(events(&single), whole);
+    }
+
+    #[test]
+    fn fields_that_only_begin_like_data_are_not_data() {
+        assert_eq!(events(&[b"database: x\n\ndata\n\n"]), [""]);
+    }
+
+    #[test]
+    fn an_endless_event_is_refused_before_it_fills_the_memory() {
+        let mut decoder = Decoder::default();
+        decoder.feed(&vec![b'x'; LARGEST_EVENT + 1]);
+        assert_eq!(decoder.next_event(), Err(Malformed::TooLarge));
+        let mut decoder = Decoder::default();
+        let line = [b"data: ".as_slice(), &vec![b'x'; LARGEST_EVENT / 2], b"\n"].concat();
+        for _ in 0..3 {
+            decoder.feed(&line);
+        }
+        assert_eq!(decoder.next_event(), Err(Malformed::TooLarge));
+    }
+
+    #[test]
+    fn bytes_that_are_no_utf8_are_refused() {
+        let mut decoder = Decoder::default();
+        decoder.feed(b"data: \xff\xfe\n\n");
+        assert_eq!(decoder.next_event(), Err(Malformed::NotUtf8));
+    }
+
+    #[test]
+    fn half_an_event_is_known_as_such() {
+        let mut decoder = Decoder::default();
+        decoder.feed(b"data: a\n\n");
+        decoder.next_event().unwrap();
+        assert!(!decoder.is_mid_event());
+        decoder.feed(b"data: b\n");
+        assert_eq!(decoder.next_event(), Ok(None));
+        assert!(decoder.is_mid_event());
+    }
+}

@@ -1,0 +1,248 @@
+//! Every route of both planes, and what every request passes on its way to one, on one screen.
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{Method, header},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowHeaders, Any, CorsLayer},
+};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::{Config as Swagger, SwaggerUi};
+
+use crate::{api, error::ApiError, state::AppState, telemetry};
+
+/// The most headers of a request, and their most bytes.
+const HEADERS: (usize, usize) = (64, 32 * 1024);
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Hive", description = "One OpenAI-compatible endpoint over the GPUs you own.", license(name = "GPL-3.0-or-later", identifier = "GPL-3.0-or-later")),
+    security(("key" = [])), modifiers(&Key)
+)]
+struct DataDoc;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Hive control plane", description = "Workers, models, keys and requests of a hive, for its operators.", license(name = "GPL-3.0-or-later", identifier = "GPL-3.0-or-later")),
+    security(("key" = [])), modifiers(&Key)
+)]
+struct ControlDoc;
+
+struct Key;
+
+impl Modify for Key {
+    fn modify(&self, doc: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("An API key, `hvk_…`"))
+            .build();
+        doc.components
+            .get_or_insert_default()
+            .add_security_scheme("key", SecurityScheme::Http(bearer));
+    }
+}
+
+fn data_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(DataDoc::openapi())
+        .routes(routes!(api::chat::create))
+        .routes(routes!(api::models::list))
+        .routes(routes!(api::health::live))
+        .routes(routes!(api::health::ready))
+}
+
+fn control_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(ControlDoc::openapi())
+        .routes(routes!(api::workers::list, api::workers::attach))
+        .routes(routes!(api::workers::show, api::workers::remove))
+        .routes(routes!(api::workers::drain))
+        .routes(routes!(api::members::register))
+        .routes(routes!(api::members::heartbeat))
+        .routes(routes!(api::members::leave))
+        .routes(routes!(api::join_tokens::create))
+        .routes(routes!(api::models::list_all))
+        .routes(routes!(api::keys::list, api::keys::create))
+        .routes(routes!(api::keys::revoke))
+        .routes(routes!(api::requests::list))
+        .routes(routes!(api::requests::cancel))
+        .routes(routes!(api::health::live))
+        .routes(routes!(api::health::ready))
+}
+
+/// The data plane: OpenAI's API, probes and docs.
+pub fn data_plane(state: AppState) -> Router {
+    let (router, doc) = data_routes().split_for_parts();
+    let router = router
+        // A model's name may hold slashes, which OpenAPI cannot say of a path's parameter.
+        .route("/v1/models/{*id}", get(api::models::show))
+        .route("/health", get(api::health::live));
+    let host = if state.config.server.listen.ip().is_loopback() {
+        Some(state.config.server.allowed_hosts.clone())
+    } else {
+        None
+    };
+    let cors = CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::OPTIONS])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(
+            [
+                "x-request-id",
+                "retry-after",
+                "openai-processing-ms",
+                "x-hive-worker",
+                "x-hive-ignored-params",
+            ]
+            .map(header::HeaderName::from_static),
+        )
+        .max_age(std::time::Duration::from_secs(600));
+    // Preflights carry no key, so they are answered before any lock; the doors below say who else needs none.
+    finish(router, with_model(doc), host, state, Some(cors))
+}
+
+/// The control plane: what workers and operators call.
+pub fn control_plane(state: AppState) -> Router {
+    let (router, doc) = control_routes().split_for_parts();
+    let router = router.route("/health", get(api::health::live));
+    finish(
+        router,
+        doc,
+        Some(state.config.control.allowed_hosts.clone()),
+        state,
+        None,
+    )
+}
+
+/// The OpenAPI documents, as `openapi/gateway.json` and `openapi/control.json` hold them.
+pub fn documents() -> (utoipa::openapi::OpenApi, utoipa::openapi::OpenApi) {
+    (
+        with_model(data_routes().into_openapi()),
+        control_routes().into_openapi(),
+    )
+}
+
+fn with_model(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    #[derive(OpenApi)]
+    #[openapi(paths(api::models::show))]
+    struct One;
+    doc.merge(One::openapi());
+    doc
+}
+
+fn finish(
+    router: Router<AppState>,
+    doc: utoipa::openapi::OpenApi,
+    hosts: Option<Vec<String>>,
+    state: AppState,
+    cors: Option<CorsLayer>,
+) -> Router {
+    let swagger = Swagger::new(["/openapi.json"])
+        .persist_authorization(true)
+        .try_it_out_enabled(true);
+    let router = router
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", doc).config(swagger))
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .with_state(state)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(hosts.map(Into::into), check_head));
+    let router = match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.layer(middleware::from_fn(telemetry::access_log))
+}
+
+async fn unknown_url(request: Request) -> ApiError {
+    let path: String = request
+        .uri()
+        .path()
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(200)
+        .collect();
+    ApiError::UnknownUrl(format!("{} {path}", request.method()))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form that tower-http wants")]
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    ApiError::Internal(format!("panic: {}", text.unwrap_or_default())).into_response()
+}
+
+/// Refuses floods of headers, and hosts that are not ours (DNS rebinding).
+async fn check_head(State(hosts): State<Option<std::sync::Arc<[String]>>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    if headers.len() > HEADERS.0 || bytes > HEADERS.1 {
+        return ApiError::HeadTooLarge.into_response();
+    }
+    if let Some(hosts) = hosts {
+        // HTTP/2 has the authority in the URI.
+        let host = headers
+            .get(header::HOST)
+            .map(|h| h.to_str().unwrap_or("?"))
+            .or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str));
+        if !host.is_none_or(|host| is_ours(host, &hosts)) {
+            return ApiError::WrongHost.into_response();
+        }
+    }
+    next.run(request).await
+}
+
+/// Loopback in any spelling, or a name from the configuration; the port does not matter.
+fn is_ours(host: &str, allowed: &[String]) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    let loopback = bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    loopback || name.eq_ignore_ascii_case("localhost") || allowed.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_answered_for() {
+        let allowed = ["hive.example.org".to_owned()];
+        for host in [
+            "localhost",
+            "LOCALHOST:7411",
+            "127.0.0.1:1",
+            "127.0.0.9",
+            "[::1]:7411",
+            "[::1]",
+            "Hive.Example.org:443",
+        ] {
+            assert!(is_ours(host, &allowed), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil:80",
+            "10.0.0.1",
+            "",
+            "[::2]:1",
+        ] {
+            assert!(!is_ours(host, &allowed), "{host}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! From a configuration to a running gateway and back: opens the state, starts the threads, waits, closes.
+//!
+//! One thread with a runtime of its own per core serves the data plane, so that a request's two sockets live
+//! on one reactor; the control plane, the books and the registry's background work share another runtime.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use wire::{GatewayRun, ProcessMark, Scope};
+
+use crate::{
+    api::workers::restore_attached,
+    auth::{keyring::Keyring, pepper::Pepper},
+    books::Books,
+    config::Config,
+    db::{self, DbError},
+    registry::{
+        members::{Event, Limits},
+        probe,
+    },
+    relay::upstream::{Retries, Upstream},
+    router,
+    scheduler::{Dispatcher, QueueLimits},
+    secret_file,
+    server::{self, bind, serve},
+    shutdown::Lifecycle,
+    state::{AppState, Credentials, Hive},
+};
+
+/// Why the gateway could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}: {1}; choose another with {2}, or stop what holds it")]
+    Bind(std::net::SocketAddr, io::Error, &'static str),
+    /// The state folder cannot be used.
+    #[error("cannot use the state folder {0}: {1}")]
+    Home(String, io::Error),
+    /// The registry cannot be used.
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// Connections to workers cannot be set up.
+    #[error("cannot set up connections to workers")]
+    Upstream(#[from] reqwest::Error),
+    /// The operating system refused something.
+    #[error("the operating system refused: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs until a signal, then drains.
+pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
+    let threads = match config.server.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
+    let data = bind(config.server.listen, threads).map_err(|e| RunError::Bind(config.server.listen, e, "--listen"))?;
+    let control =
+        bind(config.control.listen, 1).map_err(|e| RunError::Bind(config.control.listen, e, "--control-listen"))?;
+    let background = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    background.block_on(async {
+        let hive = Arc::new(open(home, config).await?);
+        let mark = RunMark::write(&hive.home, &data[0], &control[0]).map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
+        let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
+        let retries = Arc::<Retries>::default();
+        for (number, listener) in data.into_iter().enumerate() {
+            let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, retries.clone())?);
+            data_thread(number, listener, state, limits.clone())?;
+        }
+        let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, retries)?);
+        let probes = tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone()));
+        let sweeps = tokio::spawn(sweep(hive.clone()));
+        for listener in control {
+            tokio::spawn(serve(listener, router::control_plane(state.clone()), limits.clone(), hive.lifecycle.clone()));
+        }
+        tracing::info!(data = mark.run.data_url, control = mark.run.control_url, threads, home = %hive.home.display(), "ready");
+        hive.lifecycle.run(&hive.config).await?;
+        sweeps.abort();
+        probes.abort();
+        hive.books.flush().await;
+        hive.db.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+/// Opens the state folder: database, keys, books, what earlier runs left.
+async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
+    let at_home = |error| RunError::Home(home.display().to_string(), error);
+    std::fs::create_dir_all(&home).map_err(at_home)?;
+    let keys = home.join("keys");
+    let pepper = Pepper::load_or_create(&keys).map_err(at_home)?;
+    let db = db::open(&home.join("hive.db")).await?;
+    let aborted = db::requests::abort_open(&db).await?;
+    if aborted > 0 {
+        tracing::warn!(
+            aborted,
+            "requests that ran when the gateway died were closed as aborted"
+        );
+    }
+    let keyring = Keyring::load(pepper, &db).await?;
+    if keyring.is_empty() {
+        let (key, view) = keyring.create(&db, "first admin key", &[Scope::Admin]).await?;
+        let file = keys.join("admin");
+        secret_file::create(&file, &key).map_err(at_home)?;
+        tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
+    }
+    let queue = QueueLimits {
+        places_per_slot: config.scheduler.places_per_slot,
+        wait: config.scheduler.queue_timeout,
+    };
+    let dispatcher = Arc::new(Dispatcher::new(
+        Limits {
+            silence: config.registry.silence_limit,
+        },
+        queue,
+    ));
+    for (model, since_ms, facts) in db::models::all(&db).await? {
+        dispatcher.remember_model(model, since_ms, facts);
+    }
+    let credentials = Credentials::new(db::workers::credentials(&db).await?);
+    let lifecycle = Lifecycle::default();
+    let hive = Hive {
+        config,
+        home,
+        books: Books::open(db.clone()),
+        db,
+        keyring,
+        dispatcher,
+        credentials,
+        lifecycle,
+    };
+    restore_attached(&hive).await?;
+    Ok(hive)
+}
+
+fn data_thread(
+    number: usize,
+    listener: std::net::TcpListener,
+    state: AppState,
+    limits: server::Limits,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new()
+        .name(format!("data-{number}"))
+        .spawn(move || {
+            let lifecycle = state.lifecycle.clone();
+            let ended = runtime.block_on(async {
+                let served = serve(listener, router::data_plane(state), limits, lifecycle.clone()).await;
+                // The accept loop is over; the connections are not.
+                lifecycle.connections.wait().await;
+                served
+            });
+            if let Err(error) = ended {
+                tracing::error!(cause = %error, "a thread of the data plane ended");
+            }
+        })?;
+    Ok(())
+}
+
+async fn sweep(hive: Arc<Hive>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        let _ = hive.dispatcher.apply(Event::Swept);
+    }
+}
+
+/// `run/gateway.json`, as long as the gateway runs.
+struct RunMark {
+    file: PathBuf,
+    run: GatewayRun,
+}
+
+impl RunMark {
+    fn write(home: &Path, data: &std::net::TcpListener, control: &std::net::TcpListener) -> io::Result<Self> {
+        let url = |listener: &std::net::TcpListener| {
+            Ok::<_, io::Error>(format!("http://{}", reachable(listener.local_addr()?)))
+        };
+        let process = ProcessMark {
+            pid: std::process::id(),
+            start: start_time().unwrap_or(0),
+        };
+        let run = GatewayRun {
+            process,
+            data_url: url(data)?,
+            control_url: url(control)?,
+        };
+        let folder = home.join("run");
+        std::fs::create_dir_all(&folder)?;
+        let file = folder.join("gateway.json");
+        let fresh = folder.join("gateway.json.new");
+        std::fs::write(&fresh, serde_json::to_vec(&run)?)?;
+        std::fs::rename(&fresh, &file)?;
+        Ok(Self { file, run })
+    }
+}
+
+impl Drop for RunMark {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// An address a program on this machine can connect to.
+fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    address
+}
+
+/// Field 22 of `/proc/self/stat` (proc(5)): when this process started, in clock ticks since boot.
+fn start_time() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}

@@ -1,0 +1,125 @@
+//! Slots, places and turns, with no network and no worker.
+
+use wire::WorkerKind;
+
+use super::*;
+
+fn dispatcher(places_per_slot: u32, wait: Duration) -> Arc<Dispatcher> {
+    let limits = Limits {
+        silence: Duration::from_secs(15),
+    };
+    Arc::new(Dispatcher::new(limits, QueueLimits { places_per_slot, wait }))
+}
+
+fn join(dispatcher: &Arc<Dispatcher>, id: &str, epoch: i64, slots: u32) {
+    let target = Target {
+        id: id.parse().unwrap(),
+        epoch,
+        kind: WorkerKind::Own,
+        url: String::new(),
+        bearer: None,
+    };
+    let member = Member::new(target, vec![model()], slots, Instant::now());
+    dispatcher.apply(Event::Joined(Box::new(member))).unwrap();
+}
+
+fn model() -> ModelName {
+    "m".parse().unwrap()
+}
+
+async fn ask(dispatcher: &Arc<Dispatcher>, key: &str) -> Result<Lease, NoSlot> {
+    dispatcher
+        .acquire(Ask {
+            model: &model(),
+            key,
+            tried: &[],
+        })
+        .await
+}
+
+fn in_flight(dispatcher: &Dispatcher) -> u32 {
+    dispatcher.workers().iter().map(|w| w.in_flight).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_requests_and_one_free_slot_admit_one() {
+    let dispatcher = dispatcher(0, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let lease = ask(&dispatcher, "k").await.unwrap();
+    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::QueueFull);
+    drop(lease);
+    assert_eq!(in_flight(&dispatcher), 0);
+    ask(&dispatcher, "k").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_freed_slot_goes_to_the_one_who_waits() {
+    let dispatcher = dispatcher(4, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let lease = ask(&dispatcher, "k").await.unwrap();
+    let waiting = tokio::spawn({
+        let dispatcher = dispatcher.clone();
+        async move { ask(&dispatcher, "k").await }
+    });
+    tokio::task::yield_now().await;
+    drop(lease);
+    let lease = waiting.await.unwrap().unwrap();
+    assert_eq!(in_flight(&dispatcher), 1);
+    drop(lease);
+    assert_eq!(in_flight(&dispatcher), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_after_its_time_and_the_place_is_free_again() {
+    let dispatcher = dispatcher(1, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let _lease = ask(&dispatcher, "k").await.unwrap();
+    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::QueueTimeout);
+    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::QueueTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_stops_waiting_leaves_the_queue() {
+    let dispatcher = dispatcher(1, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let lease = ask(&dispatcher, "k").await.unwrap();
+    let asking = ask(&dispatcher, "k");
+    assert!(tokio::time::timeout(Duration::from_secs(1), asking).await.is_err());
+    drop(lease);
+    assert_eq!(in_flight(&dispatcher), 0);
+    ask(&dispatcher, "k").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_comes_back_owes_nothing_for_its_old_leases() {
+    let dispatcher = dispatcher(1, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let old = ask(&dispatcher, "k").await.unwrap();
+    join(&dispatcher, "a", 2, 1);
+    let new = ask(&dispatcher, "k").await.unwrap();
+    drop(old);
+    assert_eq!(in_flight(&dispatcher), 1);
+    assert_eq!(new.target().epoch, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_and_known_without_a_worker_are_two_errors() {
+    let dispatcher = dispatcher(1, Duration::from_secs(30));
+    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::UnknownModel);
+    dispatcher.remember_model(model(), 0, wire::ModelFacts::default());
+    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::NoWorker);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_worker_serves_those_who_wait_for_a_busy_one() {
+    let dispatcher = dispatcher(4, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let _lease = ask(&dispatcher, "k").await.unwrap();
+    let waiting = tokio::spawn({
+        let dispatcher = dispatcher.clone();
+        async move { ask(&dispatcher, "k").await }
+    });
+    tokio::task::yield_now().await;
+    join(&dispatcher, "b", 1, 1);
+    assert_eq!(waiting.await.unwrap().unwrap().target().id.as_str(), "b");
+}

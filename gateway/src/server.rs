@@ -1,0 +1,495 @@
+//! The accept loop: connections with limits and timers, closed gently when the program drains.
+//!
+//! hyper's own head timer also runs while a connection idles, so the timers are ours: a clock that the
+//! socket and the request tell what they do, and a watch that ends the connection when it shows too long.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    http::{Uri, uri::PathAndQuery},
+};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
+use tower::ServiceExt as _;
+
+use crate::{config, shutdown::Lifecycle};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// The address a request came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// The timers and limits of connections.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    head: Duration,
+    idle: Duration,
+    slow_client: Duration,
+    gate: Arc<Gate>,
+}
+
+/// Counts connections, in all and from each address.
+#[derive(Debug)]
+struct Gate {
+    open: AtomicUsize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    most: usize,
+    most_per_address: usize,
+}
+
+impl Limits {
+    /// Those of the configuration; clones share one count of connections.
+    pub fn new(server: &config::Server, relay: &config::Relay) -> Self {
+        let gate = Gate {
+            open: AtomicUsize::new(0),
+            by_address: Mutex::default(),
+            most: server.max_connections,
+            most_per_address: server.max_connections_per_address,
+        };
+        Self {
+            head: server.head_timeout,
+            idle: server.idle_timeout,
+            slow_client: relay.slow_client,
+            gate: Arc::new(gate),
+        }
+    }
+}
+
+/// Binds one listener for each of `count` threads, all on the same port; a port somebody else holds is an error.
+pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    // Without SO_REUSEPORT first: with it, two hives of one user would silently share a port.
+    let probe = std::net::TcpListener::bind(address)?;
+    let address = probe.local_addr()?;
+    drop(probe);
+    (0..count)
+        .map(|_| {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+/// Accepts connections until the program drains, each in a task of this thread.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    app: Router,
+    limits: Limits,
+    lifecycle: Lifecycle,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = lifecycle.drain.cancelled() => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let Some(pass) = Pass::take(&limits.gate, peer.ip()) else {
+                    continue;
+                };
+                let connection = connection(stream, peer, app.clone(), limits.clone(), lifecycle.clone(), pass);
+                lifecycle.connections.spawn(connection);
+            }
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) => {
+                // Out of descriptors or memory: what is open must end first, so pause instead of spinning.
+                tracing::error!(cause = %error, "cannot accept connections; trying again in 0.2 s");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    app: Router,
+    limits: Limits,
+    lifecycle: Lifecycle,
+    _pass: Pass,
+) {
+    // Without it, Nagle's algorithm and delayed acknowledgements hold small chunks back for 40 ms.
+    let _ = stream.set_nodelay(true);
+    let clock = Arc::new(Clock::new());
+    let io = TokioIo::new(TimedIo {
+        inner: stream,
+        clock: clock.clone(),
+    });
+    let service = hyper::service::service_fn({
+        let clock = clock.clone();
+        move |request: hyper::Request<Incoming>| {
+            let busy = Busy::begin(&clock);
+            let mut request: Request = request.map(Body::new);
+            request.extensions_mut().insert(Peer(peer));
+            normalise(request.uri_mut());
+            let answer = app.clone().oneshot(request);
+            async move {
+                answer
+                    .await
+                    .map(|response| response.map(|body| BusyBody { body, _busy: busy }))
+            }
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Above our own limits, which answer with an envelope.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_headers(128)
+        .max_buf_size(64 * 1024 + 8192);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buf_size(64 * 1024)
+        .max_header_list_size(64 * 1024)
+        .keep_alive_interval(Duration::from_secs(60));
+    let connection = builder.serve_connection(io, service);
+    let mut connection = std::pin::pin!(connection);
+    let too_long = clock.watch(&limits);
+    let mut too_long = std::pin::pin!(too_long);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = &mut too_long => return,
+        () = lifecycle.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    // Dropping a connection drops its requests, their upstream connections and their leases.
+    tokio::select! {
+        _ = connection => (),
+        () = too_long => (),
+    }
+}
+
+/// Double slashes and a trailing one are common slips of clients that glue URLs together.
+fn normalise(uri: &mut Uri) {
+    let path = uri.path();
+    let trailing = path.len() > 1 && path.ends_with('/') && path.starts_with("/v1");
+    if !path.contains("//") && !trailing {
+        return;
+    }
+    let mut clean = String::with_capacity(path.len());
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        clean.push('/');
+        clean.push_str(part);
+    }
+    if clean.is_empty() || (path.ends_with('/') && !path.starts_with("/v1") && !path.starts_with("//v1")) {
+        clean.push('/');
+    }
+    if let Some(query) = uri.query() {
+        clean.push('?');
+        clean.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(clean).ok();
+    if let Ok(normalised) = Uri::from_parts(parts) {
+        *uri = normalised;
+    }
+}
+
+// === Connections counted ===
+
+/// A connection's place under the limits.
+struct Pass {
+    gate: Arc<Gate>,
+    address: Option<IpAddr>,
+}
+
+impl Pass {
+    fn take(gate: &Arc<Gate>, address: IpAddr) -> Option<Self> {
+        if gate.open.fetch_add(1, Ordering::Relaxed) >= gate.most {
+            gate.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let mut pass = Self {
+            gate: gate.clone(),
+            address: None,
+        };
+        if !address.to_canonical().is_loopback() {
+            let mut by_address = gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = by_address.entry(address).or_default();
+            if *count >= gate.most_per_address {
+                return None;
+            }
+            *count += 1;
+            pass.address = Some(address);
+        }
+        Some(pass)
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.gate.open.fetch_sub(1, Ordering::Relaxed);
+        let Some(address) = self.address else { return };
+        let mut by_address = self.gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&address);
+            }
+        }
+    }
+}
+
+// === Connections timed ===
+
+/// What a connection is doing, and since when.
+#[derive(Debug)]
+struct Clock(Mutex<Doing>);
+
+#[derive(Debug)]
+struct Doing {
+    phase: Phase,
+    requests: usize,
+    /// Since when the client has taken nothing of what is written to it.
+    blocked: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// Nothing has come yet.
+    New(Instant),
+    /// A head has begun.
+    Head(Instant),
+    /// Requests run.
+    Busy,
+    /// Between requests.
+    Idle(Instant),
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self(Mutex::new(Doing {
+            phase: Phase::New(Instant::now()),
+            requests: 0,
+            blocked: None,
+        }))
+    }
+
+    fn doing(&self) -> std::sync::MutexGuard<'_, Doing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when the connection has done one thing for too long.
+    async fn watch(&self, limits: &Limits) {
+        loop {
+            let end = self.end(limits);
+            match end {
+                Some(end) if end <= Instant::now() => return,
+                // It may have moved on by then, so look again; never more than once a second.
+                Some(end) => tokio::time::sleep_until(end.max(Instant::now() + Duration::from_secs(1))).await,
+                None => tokio::time::sleep(limits.slow_client / 2).await,
+            }
+        }
+    }
+
+    fn end(&self, limits: &Limits) -> Option<Instant> {
+        let doing = self.doing();
+        if let Some(since) = doing.blocked {
+            return Some(since + limits.slow_client);
+        }
+        match doing.phase {
+            Phase::New(since) | Phase::Head(since) => Some(since + limits.head),
+            Phase::Idle(since) => Some(since + limits.idle),
+            Phase::Busy => None,
+        }
+    }
+}
+
+/// A request runs as long as this lives.
+struct Busy(Arc<Clock>);
+
+impl Busy {
+    fn begin(clock: &Arc<Clock>) -> Self {
+        let mut doing = clock.doing();
+        doing.requests += 1;
+        doing.phase = Phase::Busy;
+        drop(doing);
+        Self(clock.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut doing = self.0.doing();
+        doing.requests -= 1;
+        if doing.requests == 0 {
+            doing.phase = Phase::Idle(Instant::now());
+        }
+    }
+}
+
+struct BusyBody {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for BusyBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A socket that tells the clock when bytes come and when the client takes none.
+struct TimedIo {
+    inner: TcpStream,
+    clock: Arc<Clock>,
+}
+
+impl TimedIo {
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        let mut doing = self.clock.doing();
+        match polled {
+            Poll::Pending => drop(doing.blocked.get_or_insert_with(Instant::now)),
+            Poll::Ready(_) => doing.blocked = None,
+        }
+        polled
+    }
+}
+
+impl AsyncRead for TimedIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let room = buf.remaining();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if polled.is_ready() && buf.remaining() < room {
+            let mut doing = self.clock.doing();
+            if let Phase::New(_) | Phase::Idle(_) = doing.phase {
+                doing.phase = Phase::Head(Instant::now());
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for TimedIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn glued_urls_reach_the_route_they_mean() {
+        for (path, clean) in [
+            ("//v1//models", "/v1/models"),
+            ("/v1/models/", "/v1/models"),
+            ("/v1//chat/completions?x=//", "/v1/chat/completions?x=//"),
+            ("/docs/", "/docs/"),
+            ("/docs//x/", "/docs/x/"),
+            ("/", "/"),
+            ("//", "/"),
+            ("/v1/models/a%2Fb", "/v1/models/a%2Fb"),
+        ] {
+            let mut uri: Uri = format!("http://h{path}").parse().unwrap();
+            normalise(&mut uri);
+            assert_eq!(uri.path_and_query().unwrap().as_str(), clean, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_port_somebody_holds_is_an_error_and_a_free_one_is_shared_by_our_threads() {
+        let listeners = bind(([127, 0, 0, 1], 0).into(), 2).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        assert_eq!(listeners[1].local_addr().unwrap(), address);
+        assert_eq!(bind(address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn one_address_cannot_take_every_connection() {
+        let server = config::Server {
+            max_connections: 3,
+            max_connections_per_address: 2,
+            ..config::Server::default()
+        };
+        let gate = Limits::new(&server, &config::Relay::default()).gate;
+        let (far, near): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "127.0.0.1".parse().unwrap());
+        let held = [Pass::take(&gate, far).unwrap(), Pass::take(&gate, far).unwrap()];
+        assert!(Pass::take(&gate, far).is_none());
+        let other = Pass::take(&gate, near).unwrap();
+        assert!(Pass::take(&gate, near).is_none());
+        drop(held);
+        drop(other);
+        assert!(Pass::take(&gate, far).is_some());
+        assert!(gate.by_address.lock().unwrap().is_empty());
+    }
+}

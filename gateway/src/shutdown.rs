@@ -1,0 +1,50 @@
+//! Going down: first *drain* (finish what runs, take nothing new), then *cut* (end what still runs).
+//!
+//! It closes nothing itself: the accept loops, the relay and `/readyz` look here.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::config::Config;
+
+/// Where the program is between running and gone.
+#[derive(Debug, Clone, Default)]
+pub struct Lifecycle {
+    /// Readiness is false and listeners are closed from here on.
+    pub drain: CancellationToken,
+    /// Running answers end with an in-band error from here on.
+    pub cut: CancellationToken,
+    /// Every open connection.
+    pub connections: TaskTracker,
+}
+
+impl Lifecycle {
+    /// Whether we are going down.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Waits for SIGTERM or SIGINT, then until all connections ended, the drain time is over or a second
+    /// signal comes.
+    pub async fn run(&self, config: &Config) -> std::io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut any_signal = async || {
+            tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+        };
+        any_signal().await;
+        tracing::info!(drain_s = config.server.drain_timeout.as_secs(), "draining");
+        self.drain.cancel();
+        self.connections.close();
+        tokio::select! {
+            () = self.connections.wait() => return Ok(()),
+            () = tokio::time::sleep(config.server.drain_timeout) => tracing::warn!("the drain time is over; running answers are cut"),
+            () = any_signal() => tracing::warn!("a second signal; running answers are cut"),
+        }
+        self.cut.cancel();
+        // Long enough for every stream to write its last event.
+        let last = std::time::Duration::from_millis(500);
+        let _ = tokio::time::timeout(last, self.connections.wait()).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! The handles a handler may hold.
+
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use sqlx::SqlitePool;
+use subtle::ConstantTimeEq as _;
+use wire::WorkerId;
+
+use crate::{
+    auth::keyring::Keyring, books::Books, config::Config, relay::upstream::Upstream, scheduler::Dispatcher,
+    shutdown::Lifecycle,
+};
+
+/// What one thread's handlers share: the hive, and this thread's own connections to workers.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    hive: Arc<Hive>,
+    /// Connections to workers; their sockets live on this thread's reactor.
+    pub upstream: Upstream,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+pub struct Hive {
+    /// Every setting.
+    pub config: Config,
+    /// The state folder.
+    pub home: PathBuf,
+    /// The registry database; the data plane never waits for it.
+    pub db: SqlitePool,
+    /// API keys.
+    pub keyring: Keyring,
+    /// Workers, slots and queues.
+    pub dispatcher: Arc<Dispatcher>,
+    /// The record of requests.
+    pub books: Books,
+    /// HMACs of the workers' own credentials.
+    pub credentials: Credentials,
+    /// Whether we are going down.
+    pub lifecycle: Lifecycle,
+}
+
+impl AppState {
+    /// Handles for the thread that owns `upstream`.
+    pub fn new(hive: Arc<Hive>, upstream: Upstream) -> Self {
+        Self { hive, upstream }
+    }
+}
+
+impl Deref for AppState {
+    type Target = Hive;
+    fn deref(&self) -> &Hive {
+        &self.hive
+    }
+}
+
+/// The HMACs of the workers' credentials, so that heartbeats need no database.
+#[derive(Debug)]
+pub struct Credentials(Mutex<HashMap<String, String>>);
+
+impl Credentials {
+    /// Those the database holds.
+    pub fn new(stored: Vec<(String, String)>) -> Self {
+        Self(Mutex::new(stored.into_iter().collect()))
+    }
+
+    /// A worker has got a new one.
+    pub fn set(&self, id: &WorkerId, hmac: String) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.as_str().to_owned(), hmac);
+    }
+
+    /// Whether this is the worker's credential.
+    pub fn fits(&self, id: &WorkerId, hmac: &str) -> bool {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(id.as_str())
+            .is_some_and(|stored| stored.as_bytes().ct_eq(hmac.as_bytes()).into())
+    }
+}
