@@ -1,0 +1,218 @@
+//! The worker's HTTP: OpenAI's chat API over the one engine, for whoever shows the dispatch bearer.
+//!
+//! Every route wants the bearer, except the challenge by which the gateway finds out who listens here. A dispatch
+//! must also name the epoch of the registration in force. Nothing is queued: without a free slot it says so.
+
+mod answer;
+mod chunk;
+mod refusal;
+mod request;
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Query, Request, State, rejection::BytesRejection},
+    http::{HeaderMap, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+    serve::ListenerExt,
+};
+use futures_util::FutureExt;
+use hmac::{Hmac, Mac};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::net::TcpListener;
+use wire::{CHALLENGE_PATH, ChallengeAnswer, EPOCH_HEADER, PROMPT_TOKENS_HEADER, REQUEST_HEADER, WorkerState};
+
+use crate::state::{Worker, hex, random_hex};
+use answer::Head;
+use refusal::Refusal;
+
+/// Largest request body, in bytes.
+const BODY_LIMIT: usize = 8 << 20;
+
+/// Serves until the worker closes, then lets open connections end.
+pub async fn serve(listener: TcpListener, worker: Arc<Worker>) {
+    let listener = listener.tap_io(|connection| {
+        // Tokens are small and must leave at once.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY");
+        }
+    });
+    let close = worker.close.clone();
+    let served = axum::serve(listener, router(worker)).with_graceful_shutdown(close.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the listener failed");
+    }
+}
+
+fn router(worker: Arc<Worker>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/models", get(models))
+        .route("/healthz", get(healthz))
+        .fallback(|| async { Refusal::UnknownUrl })
+        .method_not_allowed_fallback(|| async { Refusal::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(worker.clone(), for_the_gateway_only))
+        .route(CHALLENGE_PATH, get(challenge))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(survive_panics))
+        .with_state(worker)
+}
+
+/// Lets in whoever shows the dispatch bearer.
+async fn for_the_gateway_only(State(worker): State<Arc<Worker>>, request: Request, next: Next) -> Response {
+    if shows(request.headers(), worker.dispatch_token.expose_secret()) {
+        next.run(request).await
+    } else {
+        Refusal::WrongBearer.into_response()
+    }
+}
+
+/// Compares digests, so that neither content nor length of the token shows in the time it takes.
+fn shows(headers: &HeaderMap, token: &str) -> bool {
+    let shown = headers
+        .get(header::AUTHORIZATION)
+        .map(axum::http::HeaderValue::as_bytes)
+        .unwrap_or_default();
+    let Some((scheme, shown)) = shown.split_at_checked("bearer ".len()) else {
+        return false;
+    };
+    scheme.eq_ignore_ascii_case(b"bearer ") && Sha256::digest(shown).ct_eq(&Sha256::digest(token)).into()
+}
+
+/// A panic costs its request, not the connection's others, nor the process.
+async fn survive_panics(request: Request, next: Next) -> Response {
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    answered
+        .unwrap_or_else(|_| Refusal::Failed("a bug in the worker; its log has the place".to_owned()).into_response())
+}
+
+/// `POST /v1/chat/completions`.
+async fn chat(
+    State(worker): State<Arc<Worker>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    check_epoch(&worker, &headers).await?;
+    let engine = match (worker.state(), worker.engine.get()) {
+        (WorkerState::Ready, Some(engine)) => engine,
+        (WorkerState::Loading, _) => return Err(Refusal::Loading),
+        _ => return Err(Refusal::ShuttingDown),
+    };
+    let asked = request::parse(&body?, &worker.model)?;
+    let prepared = engine.prepare(asked.chat).await?;
+    let prompt_tokens = prepared.prompt_tokens();
+    let slot = worker.take_slot().await.ok_or(Refusal::Busy)?;
+    // It may have been told to stop while this request was being prepared.
+    if worker.state() != WorkerState::Ready {
+        return Err(Refusal::ShuttingDown);
+    }
+    let head = Head::new(&request_id(&headers), worker.model.clone());
+    let events = engine.generate(prepared, slot);
+    let giving = answer::Giving::new(worker.clone(), &head, prompt_tokens);
+    let mut response = if asked.stream {
+        answer::stream(head, asked.include_usage, events, giving)
+    } else {
+        Json(answer::whole(&head, events, giving).await?).into_response()
+    };
+    response
+        .headers_mut()
+        .insert(PROMPT_TOKENS_HEADER, prompt_tokens.into());
+    Ok(response)
+}
+
+/// A dispatch meant for another registration of this id is not ours to answer.
+async fn check_epoch(worker: &Worker, headers: &HeaderMap) -> Result<(), Refusal> {
+    let named = headers
+        .get(EPOCH_HEADER)
+        .and_then(|value| value.to_str().ok()?.parse::<i64>().ok());
+    let mut epoch = worker.epoch.subscribe();
+    let fits = |ours: Option<i64>| ours.is_none() || ours == named;
+    let settled = epoch.wait_for(|epoch| !epoch.changing || (epoch.number.is_some() && fits(epoch.number)));
+    let ours = match tokio::time::timeout(Duration::from_secs(2), settled).await {
+        Ok(Ok(epoch)) => epoch.number,
+        _ => worker.epoch.borrow().number,
+    };
+    if fits(ours) { Ok(()) } else { Err(Refusal::StaleEpoch) }
+}
+
+/// The gateway's id for the request, if it is a sane one.
+fn request_id(headers: &HeaderMap) -> String {
+    let sane = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    let id = headers
+        .get(REQUEST_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .filter(sane);
+    id.map_or_else(random_hex::<12>, str::to_owned)
+}
+
+/// `GET /v1/models`: the one model.
+async fn models(State(worker): State<Arc<Worker>>) -> Json<impl Serialize> {
+    #[derive(Serialize)]
+    struct Model {
+        id: String,
+        object: &'static str,
+        created: u64,
+        owned_by: &'static str,
+    }
+    #[derive(Serialize)]
+    struct List {
+        object: &'static str,
+        data: [Model; 1],
+    }
+    let model = Model {
+        id: worker.model.to_string(),
+        object: "model",
+        created: worker.started,
+        owned_by: "hive",
+    };
+    Json(List {
+        object: "list",
+        data: [model],
+    })
+}
+
+/// `GET /healthz`: the process lives; `state` says whether it takes requests.
+async fn healthz(State(worker): State<Arc<Worker>>) -> Json<impl Serialize> {
+    #[derive(Serialize)]
+    struct Health {
+        state: &'static str,
+        in_flight: u32,
+    }
+    Json(Health {
+        state: worker.state().as_str(),
+        in_flight: worker.in_flight(),
+    })
+}
+
+#[derive(Deserialize)]
+struct Challenge {
+    nonce: String,
+}
+
+/// `GET CHALLENGE_PATH`: proves that whoever listens here is the process that registered.
+async fn challenge(
+    State(worker): State<Arc<Worker>>,
+    query: Result<Query<Challenge>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<ChallengeAnswer>, Refusal> {
+    let Ok(Query(Challenge { nonce })) = query else {
+        return Err(Refusal::invalid("nonce", "is missing; the challenge is `?nonce=<hex>`"));
+    };
+    if nonce.len() > 256 {
+        return Err(Refusal::invalid("nonce", "is longer than 256 characters"));
+    }
+    let mut proof = Hmac::<Sha256>::new_from_slice(worker.dispatch_token.expose_secret().as_bytes())
+        .map_err(|error| Refusal::Failed(error.to_string()))?;
+    proof.update(format!("{}\n{nonce}", worker.id).as_bytes());
+    Ok(Json(ChallengeAnswer {
+        proof: hex(&proof.finalize().into_bytes()),
+    }))
+}

@@ -1,0 +1,419 @@
+//! Every knob of a worker, its default and its validation; the only reader of the environment.
+//!
+//! A flag beats `HIVE_WORKER__SECTION__KEY`, which beats the key in `--config FILE`, which beats the default.
+
+use std::{ffi::OsString, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use secrecy::SecretString;
+use wire::{ModelName, WorkerId};
+
+use crate::Error;
+
+/// One process, one model, one engine: serves it to a Hive gateway, and registers itself there.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "hive-worker", version, next_line_help = false)]
+pub struct Config {
+    /// Settings from a TOML file: its sections and keys are those of the variables named below, in lower case.
+    #[arg(long, value_name = "FILE", env = "HIVE_WORKER_CONFIG")]
+    config: Option<PathBuf>,
+    /// What to run, and on what.
+    #[command(flatten)]
+    pub engine: EngineConfig,
+    /// How the gateway reaches this worker.
+    #[command(flatten)]
+    pub api: ApiConfig,
+    /// How this worker joins.
+    #[command(flatten)]
+    pub membership: MembershipConfig,
+    /// What to log, as a tracing filter such as `info` or `debug,hyper=warn`.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "HIVE_WORKER__LOG__FILTER",
+        default_value = "info,mistralrs=error,mistralrs_core=error,mistralrs_quant=error"
+    )]
+    pub log: String,
+}
+
+/// `[engine]`: what to run, and on what.
+#[derive(Debug, Clone, Args)]
+pub struct EngineConfig {
+    /// What to run on: `cpu`, `cuda:N`, `metal`, or `scripted` (no model; for tests).
+    #[arg(long, env = "HIVE_WORKER__ENGINE__DEVICE")]
+    pub device: Device,
+    /// The model's name, as clients send it.
+    #[arg(long, value_name = "NAME", env = "HIVE_WORKER__ENGINE__MODEL")]
+    pub model: ModelName,
+    /// The model itself: a GGUF file, or a folder with safetensors.
+    #[arg(long, value_name = "PATH", env = "HIVE_WORKER__ENGINE__MODEL_PATH")]
+    pub model_path: Option<PathBuf>,
+    /// Requests at once [default: 1 on a CPU, 16 on a GPU, 4 scripted].
+    #[arg(long, value_name = "N", env = "HIVE_WORKER__ENGINE__SLOTS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub slots: Option<u32>,
+    /// Threads to compute on [default: one for each CPU it may use].
+    #[arg(long, value_name = "N", env = "HIVE_WORKER__ENGINE__THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// CPUs to stay on, such as `0-3,8` (Linux only).
+    #[arg(long, value_name = "CPULIST", env = "HIVE_WORKER__ENGINE__PIN")]
+    pub pin: Option<CpuList>,
+    /// Longest prompt plus answer in tokens [default: what the model was trained for].
+    #[arg(long, value_name = "N", env = "HIVE_WORKER__ENGINE__CONTEXT_LENGTH", value_parser = clap::value_parser!(u32).range(2..))]
+    pub context_length: Option<u32>,
+    /// What the scripted engine plays.
+    #[arg(long, value_name = "FILE", env = "HIVE_WORKER__ENGINE__SCRIPT")]
+    pub script: Option<PathBuf>,
+}
+
+impl EngineConfig {
+    /// Requests at once.
+    pub fn slots(&self) -> u32 {
+        self.slots.unwrap_or(match self.device {
+            Device::Cpu => 1,
+            Device::Cuda(_) | Device::Metal => 16,
+            Device::Scripted => 4,
+        })
+    }
+}
+
+/// `[api]`: how the gateway reaches this worker.
+#[derive(Debug, Clone, Args)]
+pub struct ApiConfig {
+    /// Address to listen on; port 0 lets the system choose.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "HIVE_WORKER__API__LISTEN",
+        default_value = "127.0.0.1:0"
+    )]
+    pub listen: SocketAddr,
+    /// What the gateway is told to dial [default: the address it listens on].
+    #[arg(long, value_name = "URL", env = "HIVE_WORKER__API__ADVERTISE_URL")]
+    pub advertise_url: Option<String>,
+    /// File with the bearer for dispatches, for a worker without a gateway; with one, it makes its own.
+    #[arg(long, value_name = "FILE", env = "HIVE_WORKER__API__DISPATCH_TOKEN_FILE")]
+    pub dispatch_token_file: Option<PathBuf>,
+    /// How long running answers may take to end once it is told to stop, such as `120s`.
+    #[arg(long, value_name = "TIME", env = "HIVE_WORKER__API__DRAIN_TIMEOUT", default_value = "120s", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+    /// File to keep up to date with process id, URL and state; removed at the end.
+    #[arg(long, value_name = "FILE", env = "HIVE_WORKER__API__STATE_FILE")]
+    pub state_file: Option<PathBuf>,
+}
+
+/// `[membership]`: how this worker joins.
+#[derive(Debug, Clone, Args)]
+pub struct MembershipConfig {
+    /// The gateway's control plane, such as `http://127.0.0.1:7412`; without one it serves alone.
+    #[arg(long, value_name = "URL", env = "HIVE_WORKER__MEMBERSHIP__GATEWAY")]
+    pub gateway: Option<String>,
+    /// File with the join token; removed once it has been used.
+    #[arg(long, value_name = "FILE", env = "HIVE_WORKER__MEMBERSHIP__JOIN_TOKEN_FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// The worker's id [default: its device and a random part].
+    #[arg(long, value_name = "ID", env = "HIVE_WORKER__MEMBERSHIP__ID")]
+    pub id: Option<WorkerId>,
+}
+
+/// What a worker runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+    /// An Apple GPU.
+    Metal,
+    /// No hardware and no model: a script.
+    Scripted,
+}
+
+impl FromStr for Device {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            "scripted" => Ok(Self::Scripted),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "a device is `cpu`, `cuda:N`, `metal` or `scripted`".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Metal => f.write_str("metal"),
+            Self::Scripted => f.write_str("scripted"),
+        }
+    }
+}
+
+/// Numbers of CPUs, as `taskset -c` spells them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+impl FromStr for CpuList {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mut cpus = Vec::new();
+        for part in s.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+                (Ok(first), Ok(last)) if first <= last && last < 1024 => cpus.extend(first..=last),
+                _ => return Err("a CPU list looks like `0-3,8`, with numbers below 1024".to_owned()),
+            }
+        }
+        Ok(Self(cpus))
+    }
+}
+
+impl Config {
+    /// Reads arguments, environment and file, and checks them together. Ends the process with code 2 on flags that
+    /// do not parse, and with 0 after `--help` and `--version`.
+    pub fn read() -> Result<Self, Error> {
+        Self::from_args(std::env::args_os().collect(), |error| error.exit())
+    }
+
+    fn from_args(args: Vec<OsString>, exit: fn(clap::Error) -> Error) -> Result<Self, Error> {
+        let mut command = Self::command();
+        if let Some(path) = config_file(&args) {
+            command = with_file(command, &path)?;
+        }
+        let parsed = command
+            .try_get_matches_from(args)
+            .and_then(|matches| Self::from_arg_matches(&matches));
+        let config = parsed.map_err(exit)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// What only several settings together can get wrong; all faults at once.
+    fn validate(&self) -> Result<(), Error> {
+        let mut faults = Vec::new();
+        let Self {
+            engine,
+            api,
+            membership,
+            ..
+        } = self;
+        if engine.device == Device::Scripted {
+            if engine.model_path.is_some() {
+                faults.push("--model-path: the scripted engine has no model; drop it, or take another --device");
+            }
+        } else {
+            if engine.model_path.is_none() {
+                faults.push("--model-path is missing: name a GGUF file or a folder with safetensors");
+            }
+            if engine.script.is_some() {
+                faults.push("--script is for --device scripted only; drop it");
+            }
+        }
+        if membership.gateway.is_some() && membership.join_token_file.is_none() {
+            faults.push("--join-token-file is missing: with --gateway a worker needs a join token (`hivectl worker spawn` makes one)");
+        }
+        if membership.gateway.is_none() && api.dispatch_token_file.is_none() {
+            faults.push("--dispatch-token-file is missing: without --gateway somebody must choose the bearer");
+        }
+        let is_http = |url: &str| url.starts_with("http://") || url.starts_with("https://");
+        if membership.gateway.as_deref().is_some_and(|url| !is_http(url)) {
+            faults.push("--gateway must begin with http:// or https://");
+        }
+        if api.advertise_url.as_deref().is_some_and(|url| !is_http(url)) {
+            faults.push("--advertise-url must begin with http:// or https://");
+        }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Usage(faults.join("; ")))
+        }
+    }
+}
+
+/// The file that `--config` or its variable names: it must be known before all else is parsed.
+fn config_file(args: &[OsString]) -> Option<PathBuf> {
+    let mut args = args.iter().skip(1);
+    while let Some(arg) = args.next() {
+        if arg == "--config" {
+            return args.next().map(PathBuf::from);
+        }
+        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+            return Some(PathBuf::from(path));
+        }
+    }
+    std::env::var_os("HIVE_WORKER_CONFIG").map(PathBuf::from)
+}
+
+/// Makes what the file says the defaults. A key is the one of its variable: `[engine] slots` is
+/// `HIVE_WORKER__ENGINE__SLOTS`.
+fn with_file(mut command: clap::Command, path: &std::path::Path) -> Result<clap::Command, Error> {
+    let fault = |what: String| Error::Usage(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| fault(format!("cannot be read: {error}")))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| fault(error.to_string()))?;
+    let mut unknown = Vec::new();
+    for (section, keys) in &table {
+        let toml::Value::Table(keys) = keys else {
+            unknown.push(format!("`{section}` must be a section"));
+            continue;
+        };
+        for (key, value) in keys {
+            let variable = format!("HIVE_WORKER__{}__{}", section.to_uppercase(), key.to_uppercase());
+            let known = command
+                .get_arguments()
+                .find(|arg| arg.get_env() == Some(variable.as_ref()));
+            let value = match value {
+                toml::Value::String(text) => Some(text.clone()),
+                toml::Value::Integer(number) => Some(number.to_string()),
+                _ => None,
+            };
+            match (known.map(|arg| arg.get_id().clone()), value) {
+                (Some(id), Some(value)) => {
+                    // Read once, and needed as long as the process lives.
+                    let value: &'static str = value.leak();
+                    command = command.mut_arg(id, |arg| arg.default_value(value).required(false));
+                }
+                (Some(_), None) => unknown.push(format!("`{section}.{key}` must be a text or a whole number")),
+                (None, _) => unknown.push(format!("`{section}.{key}` is unknown")),
+            }
+        }
+    }
+    if unknown.is_empty() {
+        Ok(command)
+    } else {
+        Err(fault(unknown.join("; ")))
+    }
+}
+
+/// Reads a secret from a file that only its owner can read.
+pub fn read_secret(flag: &str, path: &std::path::Path) -> Result<SecretString, Error> {
+    let fault = |what: &str| Error::Usage(format!("{flag} {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| fault(&format!("cannot be read: {error}")))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        if mode & 0o077 != 0 {
+            return Err(fault("others can read it; `chmod 600` it"));
+        }
+    }
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(fault("is empty; it must hold the token")),
+        token if token.contains(char::is_whitespace) => Err(fault("must hold one token and nothing else")),
+        token => Ok(SecretString::from(token.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn read(args: &[&str]) -> Result<Config, Error> {
+        let args = std::iter::once("hive-worker")
+            .chain(args.iter().copied())
+            .map(OsString::from)
+            .collect();
+        Config::from_args(args, |error| Error::Usage(error.to_string()))
+    }
+
+    const ALONE: [&str; 6] = ["--device", "scripted", "--model", "m", "--dispatch-token-file", "t"];
+
+    #[test]
+    fn slots_depend_on_the_device_unless_they_are_given() {
+        for (device, slots) in [
+            (Device::Cpu, 1),
+            (Device::Cuda(1), 16),
+            (Device::Metal, 16),
+            (Device::Scripted, 4),
+        ] {
+            let engine = EngineConfig {
+                device,
+                slots: None,
+                ..read(&ALONE).unwrap().engine
+            };
+            assert_eq!(engine.slots(), slots);
+        }
+        let given = [&ALONE[..], &["--slots", "7"]].concat();
+        assert_eq!(read(&given).unwrap().engine.slots(), 7);
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[engine]\ndevice = \"scripted\"\nmodel = \"from-file\"\nslots = 9\n[api]\ndrain_timeout = \"7s\"\ndispatch_token_file = \"t\"\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let config = read(&["--config", path, "--slots", "3"]).unwrap();
+        assert_eq!(config.engine.model.as_str(), "from-file");
+        assert_eq!(config.engine.slots(), 3);
+        assert_eq!(config.api.drain_timeout, Duration::from_secs(7));
+        assert_eq!(config.api.listen.port(), 0);
+    }
+
+    #[test]
+    fn unknown_keys_in_the_file_are_all_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[engine]\nslotz = 9\n[nowhere]\nx = 1\n").unwrap();
+        let error = read(&["--config", file.path().to_str().unwrap()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`engine.slotz` is unknown; `nowhere.x` is unknown"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn faults_of_several_settings_are_told_at_once() {
+        let error = read(&["--device", "cpu", "--model", "m", "--gateway", "ftp://x"])
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "--model-path is missing",
+            "--join-token-file is missing",
+            "--gateway must begin",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_and_cpu_lists_are_read_as_people_write_them() {
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+        assert!("cuda:x".parse::<Device>().is_err());
+        assert_eq!("0-2,8".parse(), Ok(CpuList(vec![0, 1, 2, 8])));
+        for bad in ["", "3-1", "x", "0-99999"] {
+            assert!(bad.parse::<CpuList>().is_err(), "{bad}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_secret_that_others_can_read_is_refused() {
+        use secrecy::ExposeSecret;
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s3cret\n").unwrap();
+        let read = |mode| {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            read_secret("--x", file.path())
+        };
+        assert_eq!(read(0o600).unwrap().expose_secret(), "s3cret");
+        for mode in [0o644, 0o640] {
+            assert!(read(mode).unwrap_err().to_string().contains("chmod 600"));
+        }
+        for text in ["", "\n", "two words\n", "two\nlines\n"] {
+            std::fs::write(file.path(), text).unwrap();
+            assert!(read(0o600).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! The real engine: mistral.rs. The only file that names it.
+//!
+//! What it takes from mistral.rs: loading, the chat template, the tokenizer, the forward pass and the scheduler.
+//! What it does not, because version 0.8.1 gets it wrong for a server: choosing the token (one random generator for
+//! all, no `logit_bias`, log-probabilities of filtered logits: see `sampling`), text (partial code points lose the
+//! end of an answer, stop texts are sent before they are found: see `text`), and the prefix cache without paged
+//! attention (on a CPU it is never evicted, and its tensors are shared while they are written).
+//!
+//! The way of a token: mistral.rs calls [`Choose`] with the logits; it chooses, sends the choice to our stream and
+//! leaves the engine one possible token. The engine drops `Choose` when a request has really ended, and with it the
+//! slot. Dropping the stream closes the channel of the engine's own answers, which is its way to cancel: at the next
+//! token, never inside a prefill.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
+use mistralrs::{
+    Constraint, CustomLogitsProcessor, DefaultSchedulerMethod, DeviceMapSetting, LlguidanceGrammar, MemoryGpuConfig,
+    MistralRs, ModelDType, NormalRequest, PagedAttentionConfig, PagedCacheType, Request, RequestMessage, Response,
+    SamplingParams, SchedulerConfig, Tensor, TextMessageRole, TextMessages, TokenSource,
+    core::{
+        GGUFLoaderBuilder, GGUFSpecificConfig, Loader, MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig,
+        Pipeline,
+    },
+};
+use tokio::sync::mpsc;
+use wire::ModelFacts;
+
+use super::{
+    Candidate, ChatRequest, Engine, EngineError, Event, FinishReason, LoadError, Prepared, Report, Role, Slot, Spec,
+    TokenLogprob, gguf, progress, safetensors,
+    sampling::{Sampled, Sampler},
+    text::{Answer, Detokenizer},
+};
+use crate::config::Device;
+
+/// A chat template is code from the model file: one that takes longer than this is taken for a runaway.
+const TEMPLATE_LIMIT: Duration = Duration::from_secs(10);
+
+type SharedPipeline = Arc<tokio::sync::Mutex<dyn Pipeline + Send + Sync>>;
+
+/// Inspects the files, then loads and warms the model.
+pub async fn load(spec: Spec, report: Report) -> Result<Arc<dyn Engine>, LoadError> {
+    let path = spec.model_path.clone().unwrap_or_default();
+    report("reading the model's files", 0.0);
+    let meter = tokio::spawn(progress::watch(path.clone(), report.clone()));
+    // The loader panics on some broken files; a thread of its own turns that into an error as well.
+    let loaded = tokio::task::spawn_blocking(move || load_blocking(&path, &spec, &report)).await;
+    meter.abort();
+    match loaded {
+        Ok(loaded) => loaded.map(|engine| Arc::new(engine) as Arc<dyn Engine>),
+        Err(panic) => Err(LoadError::Engine(format!(
+            "the engine broke while loading ({}); the file may be damaged, or its kind unsupported",
+            panic_text(panic)
+        ))),
+    }
+}
+
+fn panic_text(error: tokio::task::JoinError) -> String {
+    let Ok(panic) = error.try_into_panic() else {
+        return "it was cancelled".to_owned();
+    };
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it panicked".to_owned())
+}
+
+fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, LoadError> {
+    let is_folder = path.is_dir();
+    let mut facts = if is_folder {
+        safetensors::inspect(path)?
+    } else {
+        gguf::inspect(path)?
+    };
+    report("loading the weights", 0.05);
+    let loader = if is_folder {
+        folder_loader(path)?
+    } else {
+        gguf_loader(path)?
+    };
+    let paged = match spec.device {
+        Device::Cuda(_) | Device::Metal => Some(PagedAttentionConfig::new(
+            None,
+            MemoryGpuConfig::Utilization(0.9),
+            PagedCacheType::Auto,
+        )),
+        Device::Cpu | Device::Scripted => None,
+    };
+    let pipeline: SharedPipeline = loader
+        .load_model_from_hf(
+            None,
+            TokenSource::None,
+            &ModelDType::Auto,
+            &open_device(spec.device)?,
+            true,
+            DeviceMapSetting::dummy(),
+            None,
+            paged.transpose().map_err(|error| engine_error(&error))?,
+        )
+        .map_err(|error| engine_error(&error))?;
+
+    let guard = pipeline.blocking_lock();
+    let metadata = guard.get_metadata();
+    let has_template = guard
+        .get_chat_template()
+        .is_some_and(|template| template.has_chat_template());
+    let vocabulary = Vocabulary::of(&*guard).filter(|_| has_template);
+    drop(guard);
+    let Some(vocabulary) = vocabulary.map(Arc::new) else {
+        return Err(LoadError::Engine(format!(
+            "{} has no chat template or no tokenizer, so it cannot chat; take an instruction-tuned variant of the model",
+            path.display()
+        )));
+    };
+    let trained = u32::try_from(metadata.max_seq_len).unwrap_or(u32::MAX);
+    let context = spec.context_length.map_or(trained, |wanted| wanted.min(trained));
+    facts.context_length = Some(context);
+
+    report("warming up", 0.95);
+    let slots = spec.slots as usize;
+    let scheduler = match &metadata.cache_config {
+        Some(config) => SchedulerConfig::PagedAttentionMeta {
+            max_num_seqs: slots,
+            config: config.clone(),
+        },
+        None => SchedulerConfig::DefaultScheduler {
+            method: DefaultSchedulerMethod::Fixed(slots.try_into().unwrap_or(std::num::NonZero::MIN)),
+        },
+    };
+    let without_paging = metadata.cache_config.is_none();
+    let builder = MistralRsBuilder::new(pipeline.clone(), scheduler, false, None).with_no_prefix_cache(without_paging);
+    let runner = tokio::runtime::Handle::current().block_on(builder.build());
+    Ok(Mistral {
+        runner,
+        pipeline,
+        vocabulary,
+        facts,
+        context,
+    })
+}
+
+fn gguf_loader(path: &Path) -> Result<Box<dyn Loader>, LoadError> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(LoadError::Engine(format!("{} is not a file", path.display())));
+    };
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let names = vec![name.to_string_lossy().into_owned()];
+    let folder = folder.to_string_lossy().into_owned();
+    Ok(GGUFLoaderBuilder::new(None, None, folder, names, GGUFSpecificConfig::default(), false, None).build())
+}
+
+fn folder_loader(path: &Path) -> Result<Box<dyn Loader>, LoadError> {
+    let folder = Some(path.to_string_lossy().into_owned());
+    NormalLoaderBuilder::new(NormalSpecificConfig::default(), None, None, folder, false, None)
+        .build(None)
+        .map_err(|error| engine_error(&error))
+}
+
+fn open_device(device: Device) -> Result<mistralrs::Device, LoadError> {
+    let opened = match device {
+        Device::Cuda(ordinal) => mistralrs::Device::new_cuda(ordinal),
+        Device::Metal => mistralrs::Device::new_metal(0),
+        Device::Cpu | Device::Scripted => Ok(mistralrs::Device::Cpu),
+    };
+    opened.map_err(|error| LoadError::Engine(format!("cannot open the device `{device}`: {error}; check --device")))
+}
+
+/// The engine's first line says what is wrong; the rest is a backtrace.
+fn engine_error(error: &impl std::fmt::Display) -> LoadError {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("no reason given");
+    LoadError::Engine(format!("the engine refuses the model: {first}"))
+}
+
+/// What a token says.
+struct Vocabulary {
+    /// Text of several tokens in a row, without marks.
+    decode: Box<dyn Fn(&[u32]) -> String + Send + Sync>,
+    /// Bytes of a single token.
+    bytes: Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>,
+    /// The tokens that end an answer.
+    ends: Vec<u32>,
+}
+
+impl Vocabulary {
+    fn of(pipeline: &dyn Pipeline) -> Option<Self> {
+        let metadata = pipeline.get_metadata();
+        let tokenizer = pipeline.tokenizer()?;
+        let tokens = metadata.tok_env()?;
+        Some(Self {
+            decode: Box::new(move |ids| tokenizer.decode(ids, true).unwrap_or_default()),
+            bytes: Box::new(move |id| tokens.tok_trie().decode_ext(&[id], true)),
+            ends: metadata.eos_tok.clone(),
+        })
+    }
+}
+
+/// A loaded model.
+struct Mistral {
+    runner: Arc<MistralRs>,
+    pipeline: SharedPipeline,
+    vocabulary: Arc<Vocabulary>,
+    facts: ModelFacts,
+    context: u32,
+}
+
+impl Engine for Mistral {
+    fn facts(&self) -> ModelFacts {
+        self.facts.clone()
+    }
+
+    fn prepare(&self, request: ChatRequest) -> BoxFuture<'_, Result<Prepared, EngineError>> {
+        let pipeline = self.pipeline.clone();
+        let context = self.context;
+        async move {
+            let work = tokio::task::spawn_blocking(move || {
+                let prompt = tokenize(&*pipeline.blocking_lock(), &request)?;
+                Prepared::new(request, prompt, context)
+            });
+            match tokio::time::timeout(TEMPLATE_LIMIT, work).await {
+                Ok(Ok(prepared)) => prepared,
+                Ok(Err(panic)) => Err(EngineError::Failed(panic_text(panic))),
+                Err(_) => Err(EngineError::Failed(format!(
+                    "the chat template did not come to an end within {} s",
+                    TEMPLATE_LIMIT.as_secs()
+                ))),
+            }
+        }
+        .boxed()
+    }
+
+    fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event> {
+        match self.start(prepared, slot) {
+            Ok(run) => stream::unfold(run, |mut run| async {
+                let events = run.next().await?;
+                Some((stream::iter(events), run))
+            })
+            .flatten()
+            .boxed(),
+            Err(reason) => stream::iter([Event::Failed(reason)]).boxed(),
+        }
+    }
+}
+
+/// The prompt as the model sees it, and a check of what the grammar must take.
+fn tokenize(pipeline: &dyn Pipeline, request: &ChatRequest) -> Result<Vec<u32>, EngineError> {
+    if let (Some(schema), Some(factory)) = (&request.schema, &pipeline.get_metadata().llg_factory) {
+        factory
+            .create_parser(LlguidanceGrammar::from_json_schema(schema.clone()))
+            .map_err(|error| {
+                let message = format!("the schema cannot be used: {error}");
+                EngineError::Invalid {
+                    param: "response_format",
+                    message,
+                }
+            })?;
+    }
+    let messages = request.messages.iter().fold(TextMessages::new(), |messages, message| {
+        let role = match message.role {
+            Role::System => TextMessageRole::System,
+            Role::User => TextMessageRole::User,
+            Role::Assistant => TextMessageRole::Assistant,
+            Role::Tool => TextMessageRole::Tool,
+        };
+        messages.add_message(role, &message.text)
+    });
+    let rendered = pipeline
+        .get_processor()
+        .process(pipeline, messages.into(), true, true, None, None, Vec::new());
+    let (mut tokens, text) = rendered.map_err(|error| {
+        let message = format!("the model's chat template refuses these messages: {error:#}");
+        EngineError::Invalid {
+            param: "messages",
+            message,
+        }
+    })?;
+    // Templates that write the begin mark meet tokenizers that add it: one is enough.
+    let begin = pipeline.get_chat_template().and_then(|template| template.bos_tok());
+    if begin.is_some_and(|begin| text.starts_with(&begin)) && tokens.len() > 1 && tokens[0] == tokens[1] {
+        tokens.remove(0);
+    }
+    Ok(tokens)
+}
+
+impl Mistral {
+    /// Hands the prompt to the engine.
+    fn start(&self, prepared: Prepared, slot: Slot) -> Result<Run, String> {
+        let answer = Answer::new(prepared.prompt_tokens(), prepared.budget, prepared.request.stop);
+        let logprobs = prepared.request.logprobs.is_some();
+        let sampler = Sampler::new(
+            prepared.request.sampling,
+            prepared.prompt.len(),
+            prepared.request.logprobs,
+        );
+        let (choices, chosen) = mpsc::unbounded_channel();
+        let choose = Choose {
+            sampler,
+            choices,
+            _slot: Mutex::new(slot),
+        };
+        // Room for all it can say: the engine's one thread waits for a full channel, and all requests with it.
+        let (response, responses) = mpsc::channel(prepared.budget as usize + 8);
+        let with_grammar = prepared.request.schema.is_some();
+        let request = NormalRequest {
+            constraint: prepared.request.schema.map_or(Constraint::None, Constraint::JsonSchema),
+            logits_processors: Some(vec![Arc::new(choose) as Arc<dyn CustomLogitsProcessor>]),
+            is_streaming: true,
+            ..NormalRequest::new_simple(
+                RequestMessage::CompletionTokens(prepared.prompt),
+                SamplingParams {
+                    temperature: Some(0.0),
+                    max_len: Some(prepared.budget as usize),
+                    ..SamplingParams::neutral()
+                },
+                response,
+                0,
+                None,
+                None,
+            )
+        };
+        let sender = self.runner.get_sender(None).map_err(|error| error.to_string())?;
+        sender
+            .try_send(Request::Normal(Box::new(request)))
+            .map_err(|error| error.to_string())?;
+        Ok(Run {
+            vocabulary: self.vocabulary.clone(),
+            detokenizer: Detokenizer::default(),
+            answer,
+            chosen,
+            responses: Some(responses),
+            logprobs,
+            with_grammar,
+            unsure: None,
+            over: false,
+        })
+    }
+}
+
+/// Our choice of tokens, in the engine's terms.
+struct Choose {
+    sampler: Sampler,
+    choices: mpsc::UnboundedSender<Choice>,
+    /// Freed when the engine drops the request.
+    _slot: Mutex<Slot>,
+}
+
+/// A choice for a position. Where a grammar refuses it, a second one for the same position follows.
+struct Choice {
+    position: usize,
+    sampled: Sampled,
+}
+
+impl CustomLogitsProcessor for Choose {
+    fn apply(&self, logits: &Tensor, context: &[u32]) -> mistralrs::Result<Tensor> {
+        let device = logits.device();
+        let logits: Vec<f32> = logits.to_vec1()?;
+        let vocabulary = logits.len();
+        let sampled = self.sampler.sample(logits, context);
+        let mut only = vec![f32::NEG_INFINITY; vocabulary];
+        if let Some(logit) = only.get_mut(sampled.token as usize) {
+            *logit = 1.0;
+        }
+        // A closed channel is a client that left. It must not become an error here: the engine would break off the
+        // step for every request in the batch. It finds its own channel closed a moment later.
+        let _ = self.choices.send(Choice {
+            position: context.len(),
+            sampled,
+        });
+        Tensor::from_vec(only, vocabulary, device)
+    }
+}
+
+/// One request on its way through the engine.
+struct Run {
+    vocabulary: Arc<Vocabulary>,
+    detokenizer: Detokenizer,
+    answer: Answer,
+    chosen: mpsc::UnboundedReceiver<Choice>,
+    /// The engine's own words; only its errors matter. Dropped to cancel.
+    responses: Option<mpsc::Receiver<Response>>,
+    logprobs: bool,
+    with_grammar: bool,
+    /// With a grammar, a choice is final only when the next position's is made.
+    unsure: Option<Choice>,
+    over: bool,
+}
+
+impl Run {
+    async fn next(&mut self) -> Option<Vec<Event>> {
+        let mut events = Vec::new();
+        while events.is_empty() && !self.over {
+            tokio::select! {
+                biased;
+                choice = self.chosen.recv() => self.on_choice(choice, &mut events),
+                response = heard(&mut self.responses) => self.on_response(response, &mut events),
+            }
+            if self.over {
+                self.settle().await;
+                return Some(events);
+            }
+        }
+        (!events.is_empty()).then_some(events)
+    }
+
+    fn on_choice(&mut self, choice: Option<Choice>, events: &mut Vec<Event>) {
+        let is_gone = choice.is_none();
+        let sure = if self.with_grammar {
+            let position = choice.as_ref().map(|choice| choice.position);
+            let before = std::mem::replace(&mut self.unsure, choice);
+            before.filter(|before| position != Some(before.position))
+        } else {
+            choice
+        };
+        if let Some(choice) = sure {
+            self.take(&choice.sampled, events);
+        }
+        if is_gone && !self.over {
+            self.over = true;
+            events.push(Event::Failed("the engine lost the generation".to_owned()));
+        }
+    }
+
+    fn on_response(&mut self, response: Option<Response>, events: &mut Vec<Event>) {
+        let reason = match response {
+            Some(Response::InternalError(error) | Response::ValidationError(error)) => error.to_string(),
+            Some(Response::ModelError(reason, _) | Response::CompletionModelError(reason, _)) => reason,
+            Some(_) => return,
+            None => return self.responses = None,
+        };
+        self.over = true;
+        events.push(Event::Failed(reason));
+    }
+
+    fn take(&mut self, sampled: &Sampled, events: &mut Vec<Event>) {
+        let Vocabulary { decode, bytes, ends } = &*self.vocabulary;
+        if ends.contains(&sampled.token) {
+            self.answer
+                .end(&self.detokenizer.finish(decode), FinishReason::Stop, events);
+            self.over = true;
+            return;
+        }
+        let mut text = self.detokenizer.push(sampled.token, decode);
+        if self.answer.is_last() {
+            text.push_str(&self.detokenizer.finish(decode));
+        }
+        let candidate = |token, logprob| Candidate {
+            bytes: bytes(token),
+            logprob,
+        };
+        let logprob = self.logprobs.then(|| TokenLogprob {
+            token: candidate(sampled.token, sampled.logprob),
+            top: sampled
+                .top
+                .iter()
+                .map(|&(token, logprob)| candidate(token, logprob))
+                .collect(),
+        });
+        self.over = self.answer.push(&text, logprob, events);
+    }
+
+    /// Waits until the engine has let go of the request, so that whoever reads the end finds the slot free.
+    async fn settle(&mut self) {
+        self.responses = None;
+        let gone = async { while self.chosen.recv().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
+    }
+}
+
+/// The engine's next word; never, once it has closed.
+async fn heard(responses: &mut Option<mpsc::Receiver<Response>>) -> Option<Response> {
+    match responses {
+        Some(responses) => responses.recv().await,
+        None => std::future::pending().await,
+    }
+}

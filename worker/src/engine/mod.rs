@@ -1,0 +1,355 @@
+//! What an engine is: it prepares a chat (template, tokens, limits) and then generates it, token by token.
+//!
+//! `mistral` runs a real model, [`scripted`] plays a script. An engine never knows of HTTP, the
+//! gateway or other workers; the wire form of what it says is `api/`'s.
+
+#![cfg_attr(
+    not(feature = "engine"),
+    allow(dead_code, reason = "only the real engine needs all of it")
+)]
+
+mod gguf;
+#[cfg(feature = "engine")]
+mod mistral;
+mod progress;
+mod safetensors;
+mod sampling;
+pub mod scripted;
+mod text;
+
+use std::{path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use tokio::sync::OwnedSemaphorePermit;
+use wire::ModelFacts;
+
+use crate::config::Device;
+
+/// One model, ready to answer.
+pub trait Engine: Send + Sync {
+    /// What is known about the loaded model.
+    fn facts(&self) -> ModelFacts;
+
+    /// Applies the chat template, counts the prompt and checks what can be checked, without taking a slot.
+    fn prepare(&self, request: ChatRequest) -> BoxFuture<'_, Result<Prepared, EngineError>>;
+
+    /// Generates. Dropping the stream stops the work at the next token; the slot is dropped when the work has
+    /// really ended, which can be later.
+    fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event>;
+}
+
+/// A request that was checked for form; what only the engine can judge is still open.
+#[derive(Debug, Clone, Default)]
+pub struct ChatRequest {
+    /// The conversation, oldest first.
+    pub messages: Vec<Message>,
+    /// Most tokens to generate; none: as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// How to choose among the tokens.
+    pub sampling: Sampling,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// A JSON schema the answer must match.
+    pub schema: Option<serde_json::Value>,
+    /// Report log-probabilities, and of that many alternatives.
+    pub logprobs: Option<usize>,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub text: String,
+}
+
+/// Who speaks; a `developer` is a [`Role::System`], a `function` a [`Role::Tool`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions from whoever built the application.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// What a tool answered.
+    Tool,
+}
+
+/// How to choose among the tokens; the defaults are OpenAI's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 always takes the likeliest.
+    pub temperature: f32,
+    /// Only among that many of the likeliest.
+    pub top_k: Option<usize>,
+    /// Only among the likeliest that together reach this probability.
+    pub top_p: f32,
+    /// Only those at least this fraction as likely as the likeliest.
+    pub min_p: f32,
+    /// Subtracted from the logit of every token generated before.
+    pub presence_penalty: f32,
+    /// Subtracted once for every time a token was generated before.
+    pub frequency_penalty: f32,
+    /// Divides the logits of tokens of the prompt and the answer.
+    pub repetition_penalty: f32,
+    /// Makes the choices repeatable; none: random.
+    pub seed: Option<u64>,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            seed: None,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// A request whose prompt is counted and fits.
+#[derive(Debug)]
+pub struct Prepared {
+    request: ChatRequest,
+    prompt: Vec<u32>,
+    budget: u32,
+}
+
+impl Prepared {
+    /// Holds the prompt against the context.
+    fn new(request: ChatRequest, prompt: Vec<u32>, context: u32) -> Result<Self, EngineError> {
+        let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let room = context.saturating_sub(tokens);
+        let budget = request.max_tokens.unwrap_or(room);
+        if room == 0 || budget > room {
+            return Err(EngineError::ContextLength {
+                context,
+                prompt: tokens,
+                asked: request.max_tokens,
+            });
+        }
+        Ok(Self {
+            request,
+            prompt,
+            budget,
+        })
+    }
+
+    /// How many tokens the prompt has.
+    pub fn prompt_tokens(&self) -> u32 {
+        u32::try_from(self.prompt.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// A place at the engine. Whoever does the work holds it, and dropping it frees the place.
+#[derive(Debug)]
+pub struct Slot(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl From<OwnedSemaphorePermit> for Slot {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self(permit)
+    }
+}
+
+/// What an engine says while it generates. The last one is a `Finish` or a `Failed`; a stream that ends
+/// without is a lost generation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// More text.
+    Delta(Delta),
+    /// The answer is complete.
+    Finish {
+        /// Why it ended.
+        reason: FinishReason,
+        /// What it took.
+        usage: Usage,
+    },
+    /// It broke; the text says how.
+    Failed(String),
+    /// A deliberate fault on the wire, which only the scripted engine commits.
+    Fault(Fault),
+}
+
+/// More text, and how likely its tokens were.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Delta {
+    /// The text; whole code points only.
+    pub text: String,
+    /// One for each token, if asked for.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// How likely a token was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: Candidate,
+    /// The likeliest ones in its place, likeliest first.
+    pub top: Vec<Candidate>,
+}
+
+/// A token with its natural log-probability before temperature and penalties.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// Its bytes; a code point can span several tokens.
+    pub bytes: Vec<u8>,
+    /// ln of its probability.
+    pub logprob: f32,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop text did.
+    Stop,
+    /// It reached the most tokens allowed.
+    Length,
+}
+
+/// What a request took, in tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Tokens generated, without the model's own end mark.
+    pub completion: u32,
+}
+
+/// What the scripted engine can do to the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// These bytes, as they are.
+    Bytes(Bytes),
+    /// The connection breaks in the middle of the body.
+    Abort,
+    /// The body ends here, properly.
+    End,
+    /// The end of this stream will lack its `[DONE]`.
+    NoDone,
+}
+
+/// Why a request was refused before it took a slot.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Prompt and answer together do not fit.
+    #[error("the prompt has {prompt} tokens and the context holds {context}")]
+    ContextLength {
+        /// What the model's context holds, in tokens.
+        context: u32,
+        /// What the prompt has, in tokens.
+        prompt: u32,
+        /// What was asked for the answer, in tokens.
+        asked: Option<u32>,
+    },
+    /// A field the engine cannot work with.
+    #[error("{param}: {message}")]
+    Invalid {
+        /// The field.
+        param: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The engine itself failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The script wants the caller sent elsewhere.
+    #[error("the script redirects")]
+    Redirect,
+}
+
+/// What to load, and how.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// What to run on.
+    pub device: Device,
+    /// The model's file or folder.
+    pub model_path: Option<PathBuf>,
+    /// Longest prompt plus answer, in tokens; none: what the model was made for.
+    pub context_length: Option<u32>,
+    /// How many requests at once.
+    pub slots: u32,
+    /// What the scripted engine plays.
+    pub script: Option<PathBuf>,
+}
+
+/// Takes what loading has to say: a few words, and how far it is from 0 to 1.
+pub type Report = Arc<dyn Fn(&str, f32) + Send + Sync>;
+
+/// Why a model could not be loaded. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file is missing or cannot be read.
+    #[error("cannot read {} (check --model-path and its permissions)", path.display())]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{} is damaged or not a model: {fault}; download it again (`hivectl models verify` finds damaged files)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// This program was built without what the device needs.
+    #[error(
+        "this hive-worker was built without support for `{device}`; build it with `cargo build -p worker --features {feature}`, or take another --device"
+    )]
+    NoSupport {
+        /// The device asked for.
+        device: Device,
+        /// The cargo feature that is missing.
+        feature: &'static str,
+    },
+    /// Something else, in the engine's words.
+    #[error("{0}")]
+    Engine(String),
+}
+
+/// Says whether this program can run on `device` at all.
+pub fn check_support(device: Device) -> Result<(), LoadError> {
+    let feature = match device {
+        Device::Cpu if cfg!(not(feature = "engine")) => "engine",
+        Device::Cuda(_) if cfg!(not(feature = "cuda")) => "cuda",
+        Device::Metal if cfg!(not(feature = "metal")) => "metal",
+        _ => return Ok(()),
+    };
+    Err(LoadError::NoSupport { device, feature })
+}
+
+/// Loads the model; takes seconds to minutes.
+pub async fn load(spec: Spec, report: Report) -> Result<Arc<dyn Engine>, LoadError> {
+    check_support(spec.device)?;
+    if spec.device == Device::Scripted {
+        return Ok(Arc::new(scripted::load(&spec, &report).await?));
+    }
+    #[cfg(feature = "engine")]
+    return mistral::load(spec, report).await;
+    #[cfg(not(feature = "engine"))]
+    unreachable!("check_support refuses every other device");
+}
+
+/// Sizes the pool of threads the engine computes on.
+pub fn set_threads(threads: usize) -> Result<(), LoadError> {
+    #[cfg(feature = "engine")]
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|n| format!("engine-{n}"))
+        .build_global()
+        .map_err(|error| LoadError::Engine(format!("cannot start {threads} threads: {error}; lower --threads")))?;
+    let _ = threads;
+    Ok(())
+}
