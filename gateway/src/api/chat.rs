@@ -123,17 +123,8 @@ impl<'a> ChatRequest<'a> {
             param: None,
         })?;
         let mut faults = Faults::default();
-        let model = faults
-            .field::<String>(&fields, "model", "a string, the name of a model")
-            .and_then(|name| match name.parse() {
-                Ok(model) => Some(model),
-                // Not a name any model here could have.
-                Err(_) => {
-                    faults.unknown_model = true;
-                    None
-                }
-            });
-        if model.is_none() && !faults.unknown_model && !faults.names("model") {
+        let name = faults.field::<String>(&fields, "model", "a string, the name of a model");
+        if name.is_none() && !faults.names("model") {
             faults.add(
                 "model",
                 "`model` is missing. Name one of those that GET /v1/models lists.",
@@ -148,7 +139,7 @@ impl<'a> ChatRequest<'a> {
                 );
             }
             None if !faults.names("messages") => {
-                faults.add("messages", "`messages` is missing. Send at least one message.")
+                faults.add("messages", "`messages` is missing. Send at least one message.");
             }
             _ => {}
         }
@@ -166,18 +157,11 @@ impl<'a> ChatRequest<'a> {
             .unwrap_or(false);
         let options =
             faults.field::<StreamOptions>(&fields, "stream_options", "an object such as {\"include_usage\": true}");
-        if faults.unknown_model {
-            let name = fields
-                .get("model")
-                .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
-                .unwrap_or_default();
-            return Err(ApiError::ModelNotFound(
-                name.chars().filter(|c| !c.is_control()).take(100).collect(),
-            ));
-        }
-        let (Some(model), None) = (model, faults.first.as_ref()) else {
+        let (Some(name), None) = (name, faults.first.as_ref()) else {
             return Err(faults.into_error());
         };
+        // A name that no model could have is the name of a model that does not exist.
+        let model = name.parse().map_err(|_| ApiError::ModelNotFound(printable(&name)))?;
         let include_usage = options.is_some_and(|options| options.include_usage.unwrap_or(false));
         Ok(Self {
             fields,
@@ -217,13 +201,17 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
+/// A caller's text as an error may show it.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
 /// Faults of a request, all told at once.
 #[derive(Debug, Default)]
 struct Faults {
     first: Option<String>,
     named: Vec<String>,
     messages: Vec<String>,
-    unknown_model: bool,
 }
 
 impl Faults {
@@ -240,13 +228,10 @@ impl Faults {
     /// One field as a type; absent and null are the same.
     fn field<'a, T: Deserialize<'a>>(&mut self, fields: &Fields<'a>, name: &str, form: &str) -> Option<T> {
         let raw = fields.get(name)?;
-        match serde_json::from_str::<Option<T>>(raw.get()) {
-            Ok(value) => value,
-            Err(_) => {
-                self.add(name, &format!("`{name}` must be {form}."));
-                None
-            }
-        }
+        serde_json::from_str::<Option<T>>(raw.get()).unwrap_or_else(|_| {
+            self.add(name, &format!("`{name}` must be {form}."));
+            None
+        })
     }
 
     fn into_error(self) -> ApiError {

@@ -99,7 +99,7 @@ pub async fn list(State(state): State<AppState>, _: Reader) -> Json<ModelList> {
         (status = 503, description = "No worker serves it now", body = wire::ErrorEnvelope),
     ))]
 pub async fn show(State(state): State<AppState>, _: Reader, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
-    let unknown = || ApiError::ModelNotFound(id.chars().filter(|c| !c.is_control()).take(100).collect());
+    let unknown = || ApiError::ModelNotFound(super::chat::printable(&id));
     let name: ModelName = id.parse().map_err(|_| unknown())?;
     let view = state.dispatcher.model(&name).ok_or_else(unknown)?;
     match (view.workers_ready, view.workers_loading) {

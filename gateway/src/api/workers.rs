@@ -297,5 +297,5 @@ fn find(state: &AppState, id: &str) -> Result<WorkerView, ApiError> {
 }
 
 fn unknown(id: &str) -> ApiError {
-    ApiError::UnknownWorker(id.chars().filter(|c| c.is_ascii_graphic()).take(64).collect())
+    ApiError::UnknownWorker(id.chars().filter(char::is_ascii_graphic).take(64).collect())
 }

@@ -84,7 +84,7 @@ fn corrupt(path: &Path, error: sqlx::Error) -> DbError {
     // 11 SQLITE_CORRUPT, 26 SQLITE_NOTADB (https://www.sqlite.org/rescode.html).
     let code = error
         .as_database_error()
-        .and_then(|e| e.code())
+        .and_then(sqlx::error::DatabaseError::code)
         .map(std::borrow::Cow::into_owned);
     match code.as_deref() {
         Some("11" | "26") => DbError::Corrupt {

@@ -59,8 +59,8 @@ impl Pump {
         Self::new(state, Stage::Opening(opening), include_usage, deadline)
     }
 
-    fn new(state: &AppState, stage: Stage, include_usage: bool, deadline: Option<Instant>) -> Self {
-        let relay = &state.config.relay;
+    fn new(hive: &AppState, stage: Stage, include_usage: bool, deadline: Option<Instant>) -> Self {
+        let relay = &hive.config.relay;
         Self {
             stage,
             include_usage,
@@ -68,7 +68,7 @@ impl Pump {
             keepalive: relay.keepalive,
             stall: relay.inter_token_timeout,
             last_event: Instant::now(),
-            state: state.clone(),
+            state: hive.clone(),
         }
     }
 

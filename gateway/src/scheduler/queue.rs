@@ -69,19 +69,16 @@ impl FairQueue {
             let Some((key, mut waiters)) = self.turns.pop_front() else {
                 return;
             };
-            match waiters.pop_front().map(&mut grant) {
-                Some(Some(waiter)) => {
-                    waiters.push_front(waiter);
-                    // It keeps its turn for the next slot, so the order is as before once all were refused.
+            if let Some(Some(waiter)) = waiters.pop_front().map(&mut grant) {
+                waiters.push_front(waiter);
+                // It keeps its turn for the next slot, so the order is as before once all were refused.
+                self.turns.push_back((key, waiters));
+                refused += 1;
+            } else {
+                self.len -= 1;
+                refused = 0;
+                if !waiters.is_empty() {
                     self.turns.push_back((key, waiters));
-                    refused += 1;
-                }
-                _ => {
-                    self.len -= 1;
-                    refused = 0;
-                    if !waiters.is_empty() {
-                        self.turns.push_back((key, waiters));
-                    }
                 }
             }
         }

@@ -1,0 +1,192 @@
+//! A hive of one test's own: the real `hive-gateway` on free ports, with a state folder that goes with it.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{sys::signal, unistd::Pid};
+use serde_json::Value;
+use tempfile::TempDir;
+use wire::GatewayRun;
+
+pub use nix::sys::signal::Signal;
+
+/// How long anything may take before a test gives up; generous, because machines are busy.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running gateway.
+pub struct Hive {
+    /// The data plane, as `http://host:port`.
+    pub data: String,
+    /// The control plane, as `http://host:port`.
+    pub control: String,
+    /// The first admin key.
+    pub admin: String,
+    /// A client without a proxy.
+    pub http: reqwest::Client,
+    home: TempDir,
+    program: Program,
+}
+
+/// A `hive-gateway` process; killed when dropped.
+pub struct Program {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Hive {
+    /// A gateway with its defaults, but quick heartbeats and probes.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// A gateway with these settings, each `section.key` and its value.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        Self::in_home(home, "127.0.0.1:0", "127.0.0.1:0", settings).await
+    }
+
+    async fn in_home(home: TempDir, listen: &str, control: &str, settings: &[(&str, &str)]) -> Self {
+        let mut program = Program::start(home.path(), &["--listen", listen, "--control-listen", control], settings);
+        let run = home.path().join("run/gateway.json");
+        let run: GatewayRun = eventually("the gateway says where it listens", async || {
+            assert!(program.exited().is_none(), "the gateway ended: {}", program.log());
+            let run: GatewayRun = serde_json::from_slice(&std::fs::read(&run).ok()?).ok()?;
+            // After a kill the file of the one before is still there.
+            (run.process.pid == program.child.id()).then_some(run)
+        })
+        .await;
+        let admin = std::fs::read_to_string(home.path().join("keys/admin")).unwrap();
+        Self {
+            data: run.data_url,
+            control: run.control_url,
+            admin: admin.trim().to_owned(),
+            http: reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap(),
+            home,
+            program,
+        }
+    }
+
+    /// The same state folder and the same ports again, after the process has ended or is killed now.
+    pub async fn again(self, settings: &[(&str, &str)]) -> Self {
+        let Self { data, control, home, program, .. } = self;
+        drop(program);
+        Self::in_home(home, address(&data), address(&control), settings).await
+    }
+
+    /// The state folder.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Where the data plane listens.
+    pub fn data_address(&self) -> SocketAddr {
+        address(&self.data).parse().unwrap()
+    }
+
+    /// Where the control plane listens.
+    pub fn control_address(&self) -> SocketAddr {
+        address(&self.control).parse().unwrap()
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        signal::kill(Pid::from_raw(i32::try_from(self.program.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Ends the process as a crash would.
+    pub fn kill(&mut self) {
+        self.program.child.kill().unwrap();
+        self.program.child.wait().unwrap();
+    }
+
+    /// The exit status, once the process has ended by itself.
+    pub async fn exit(&mut self) -> ExitStatus {
+        self.program.exit().await
+    }
+
+    /// What the gateway has logged so far.
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// The log line that satisfies `wanted`, once it is there.
+    pub async fn logged(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || {
+            self.log().lines().map(|line| serde_json::from_str(line).expect("a log line is JSON")).find(&wanted)
+        })
+        .await
+    }
+}
+
+impl Program {
+    /// Starts the binary on a state folder with an empty environment but for these settings.
+    pub fn start(home: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Self {
+        let quick = [("registry.heartbeat_interval", "200ms"), ("registry.probe_interval", "200ms")];
+        let log = home.join(format!("log-{}.jsonl", std::fs::read_dir(home).map_or(0, Iterator::count)));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hive-gateway"));
+        command.env_clear().arg("--home").arg(home).args(flags);
+        for (name, value) in quick.iter().chain(settings) {
+            command.env(format!("HIVE_GATEWAY__{}", name.replace('.', "__").to_uppercase()), value);
+        }
+        let stderr = File::create(&log).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        Self { child, log }
+    }
+
+    /// The exit status, once the process has ended by itself.
+    pub async fn exit(&mut self) -> ExitStatus {
+        eventually("the gateway ends", async || self.exited()).await
+    }
+
+    fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// What it has written to standard error so far.
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        // The last line may be half written.
+        text[..text.rfind('\n').map_or(0, |end| end + 1)].to_owned()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            show(&self.log());
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the log of a hive whose test failed")]
+fn show(log: &str) {
+    eprintln!("--- the gateway's log ---\n{log}---");
+}
+
+/// Asks again and again until there is an answer; a test that waits longer than [`PATIENCE`] has failed.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What `future` gives, within [`PATIENCE`].
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+fn address(url: &str) -> &str {
+    url.strip_prefix("http://").unwrap()
+}

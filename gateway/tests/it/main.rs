@@ -1,0 +1,34 @@
+//! The gateway at its socket: the real binary over real HTTP, with workers that register themselves.
+//!
+//! [`harness`] starts hives, [`worker`] and [`script`] are the workers behind them, [`client`] the callers in
+//! front; every other module is a list of facts.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
+
+mod client;
+mod harness;
+mod script;
+mod shapes;
+mod worker;
+
+mod addresses;
+mod attach;
+mod books;
+mod cancel;
+mod connections;
+mod errors;
+mod joining;
+mod keys;
+mod log;
+mod loss;
+mod members;
+mod models;
+mod openapi;
+mod queue;
+mod restart;
+mod retry;
+mod routes;
+mod silence;
+mod starting;
+mod stopping;
+mod streaming;
+mod tidy;
