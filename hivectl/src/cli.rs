@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wire::{ModelName, Scope, WorkerId};
 
+/// The model of a bare `up`.
+pub const DEFAULT_MODEL: &str = "smollm2-135m";
+
 /// Run and look after a hive: one OpenAI-compatible endpoint over the GPUs and CPUs you own.
 #[derive(Debug, Parser)]
 #[command(name = "hivectl", version, propagate_version = true, arg_required_else_help = true)]
@@ -75,7 +78,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Up {
     /// The model to serve: a name from the catalogue, or a source as `models download` takes it
-    #[arg(long, short, default_value = "smollm2-135m")]
+    #[arg(long, short, default_value = DEFAULT_MODEL)]
     pub model: String,
     /// What the worker runs on
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]

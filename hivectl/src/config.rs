@@ -180,7 +180,7 @@ impl Table {
 }
 
 /// Scheme, host, port and path without `/v1` and without a slash at the end, so that paths can be appended.
-fn base_url(what: &str, url: &str) -> Result<String, Failure> {
+pub fn base_url(what: &str, url: &str) -> Result<String, Failure> {
     let trimmed = url.trim().trim_end_matches('/');
     match reqwest::Url::parse(trimmed) {
         Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => {

@@ -44,11 +44,24 @@ impl Failure {
         Self::new(130, what, next)
     }
 
+    /// A failure that another process of ours met, with its exit code.
+    pub fn relayed(exit_code: u8, what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(exit_code, what, next)
+    }
+
     /// Adds the cause, which is shown with all of its own causes after the sentence.
     #[must_use]
     pub fn because(mut self, source: impl Into<Cause>) -> Self {
         self.0.because = Some(source.into());
         self
+    }
+
+    /// What failed and why, without the next step, for a log line.
+    pub fn in_one_line(&self) -> String {
+        let said = self
+            .why()
+            .map_or_else(|| self.what().to_owned(), |why| format!("{}: {why}", self.what()));
+        said.replace('\n', " ")
     }
 
     fn new(exit_code: u8, what: impl Into<String>, next: impl Into<String>) -> Self {

@@ -8,7 +8,7 @@ use std::{
     io::{self, IsTerminal, Write},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, style::ProgressTracker};
@@ -28,6 +28,7 @@ struct Inner {
     /// Whether progress bars are drawn.
     draws: bool,
     stdout: Stdout,
+    notes: Notes,
     bars: MultiProgress,
     broken: Mutex<Option<io::Error>>,
 }
@@ -37,6 +38,14 @@ struct Inner {
 enum Stdout {
     Program,
     Person { likes_colour: bool },
+}
+
+/// How notes look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Notes {
+    Sentences,
+    /// One JSON object a line, with its time.
+    Journal,
 }
 
 /// How a check or a state is marked.
@@ -69,7 +78,22 @@ impl Output {
                 } else {
                     Stdout::Program
                 },
+                notes: Notes::Sentences,
                 bars: MultiProgress::with_draw_target(target),
+                broken: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// An output for a process without a terminal, whose notes are a log.
+    pub fn journal() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                json: true,
+                draws: false,
+                stdout: Stdout::Program,
+                notes: Notes::Journal,
+                bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
                 broken: Mutex::new(None),
             }),
         }
@@ -102,7 +126,10 @@ impl Output {
 
     /// One line about what is going on, on stderr.
     pub fn note(&self, text: impl fmt::Display) {
-        let text = printable(&text.to_string());
+        let text = match self.inner.notes {
+            Notes::Sentences => printable(&text.to_string()),
+            Notes::Journal => journal_line(&text.to_string(), SystemTime::now()),
+        };
         // Nothing sensible is left to do when stderr cannot be written.
         let _ = self.inner.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
     }
@@ -333,6 +360,12 @@ impl ProgressTracker for Announcer {
     fn write(&self, _: &ProgressState, _: &mut dyn fmt::Write) {}
 }
 
+fn journal_line(message: &str, now: SystemTime) -> String {
+    let time = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    serde_json::json!({ "time_ms": time_ms, "message": message }).to_string()
+}
+
 /// How many tenths of the way to tell of now, if that is news: the end at once, a tenth in between after two seconds.
 fn worth_telling(told: u64, position: u64, total: u64, since: Duration) -> Option<u64> {
     let tenths = (position.min(total) * 10).checked_div(total)?;
@@ -366,6 +399,12 @@ mod tests {
     fn control_characters_never_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\r\n\tc"), "a\\u{1b}[2Jb\\r\n\tc");
         assert_eq!(flat("a\nb"), "a b");
+    }
+
+    #[test]
+    fn a_note_in_a_log_is_one_json_object_whatever_it_says() {
+        let line = journal_line("a\nb\u{1b}", SystemTime::UNIX_EPOCH + Duration::from_millis(7));
+        assert_eq!(line, r#"{"message":"a\nb\u001b","time_ms":7}"#);
     }
 
     #[test]

@@ -1,10 +1,27 @@
 //! The commands, one file for each noun.
 
+pub mod chat;
+pub mod doctor;
+pub mod down;
+pub mod jobs;
+pub mod keys;
 pub mod models;
+pub mod status;
+pub mod supervise;
+pub mod up;
+pub mod worker;
 
-use crate::{cli::Command, config::Config, error::Failure, output::Output};
+use clap::CommandFactory;
 
-/// Runs one command to its end, or until Ctrl-C where a command does not handle that itself.
+use crate::{
+    cli::{Cli, Command, JobsCommand},
+    config::Config,
+    error::Failure,
+    output::Output,
+    signals::Signals,
+};
+
+/// Runs one command to its end.
 pub fn run(command: Command, config: &Config, output: &Output) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         Failure::task(
@@ -13,7 +30,7 @@ pub fn run(command: Command, config: &Config, output: &Output) -> Result<(), Fai
         )
         .because(error)
     })?;
-    let outcome = runtime.block_on(until_interrupted(dispatch(command, config, output)));
+    let outcome = runtime.block_on(dispatch(command, config, output));
     // A read of stdin cannot be called back; waiting for it would keep the command from ending.
     runtime.shutdown_background();
     outcome
@@ -21,14 +38,39 @@ pub fn run(command: Command, config: &Config, output: &Output) -> Result<(), Fai
 
 async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<(), Failure> {
     match command {
-        Command::Models(command) => models::run(command, config, output).await,
-        command => Err(Failure::task(format!("{command:?} cannot be run yet"), "wait")),
+        Command::Up(args) => up::run(&args, config, output, &mut signals()?).await,
+        Command::Supervise => supervise::run(config, &mut signals()?).await,
+        Command::Jobs(JobsCommand::Submit(args)) => jobs::submit(&args, config, output, &mut signals()?).await,
+        Command::Chat(args) => chat::run(args, config, output, &mut signals()?).await,
+        Command::Completions { shell } => {
+            completions(shell, output);
+            Ok(())
+        }
+        Command::Down(args) => interruptible(down::run(&args, config, output)).await,
+        Command::Status => interruptible(status::run(config, output)).await,
+        Command::Doctor => interruptible(doctor::run(config, output)).await,
+        Command::Models(command) => interruptible(models::run(command, config, output)).await,
+        Command::Worker(command) => interruptible(worker::run(command, config, output)).await,
+        Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
+        Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
+        Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
     }
 }
 
-async fn until_interrupted(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+/// For commands that Ctrl-C may end wherever they are: what they hold is given back as it is dropped.
+async fn interruptible(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::select! {
         outcome = work => outcome,
         _ = tokio::signal::ctrl_c() => Err(Failure::interrupted("interrupted", "run the command again to go on")),
     }
+}
+
+fn signals() -> Result<Signals, Failure> {
+    Signals::new().map_err(|error| Failure::task("signals cannot be received", "run the command again").because(error))
+}
+
+fn completions(shell: clap_complete::Shell, output: &Output) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "hivectl", &mut script);
+    output.raw(&script);
 }

@@ -1,0 +1,371 @@
+//! `hivectl up`: from nothing, or from whatever is there, to a hive that answers.
+
+use std::{
+    cell::RefCell,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::Stdio,
+    time::Duration,
+};
+
+use indicatif::ProgressBar;
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::Command,
+    time::{Instant, sleep},
+};
+
+use super::jobs;
+use crate::{
+    checkout::Programs,
+    cli::{Backend, Up},
+    config::{CONTROL_PORT, Config, DATA_PORT},
+    download,
+    error::Failure,
+    gateway_client::Gateway,
+    logs,
+    output::Output,
+    process,
+    signals::{Signals, Wish},
+    state::{self, Lock, WorkerSpec},
+    supervisor::{self, Event, Plan, Then, stop},
+};
+
+mod facts;
+
+use facts::Facts;
+
+/// How long a hive that is there may take to be ready.
+const THERE: Duration = Duration::from_secs(60);
+
+/// What `up` finds or makes before anything runs.
+enum Found {
+    /// A hive that is up.
+    Running,
+    /// Nothing; this is how to start it, and the right to do so.
+    Nothing(Box<Plan>, Lock),
+}
+
+/// Brings a hive up, and keeps it up unless it was started before or is detached.
+pub async fn run(args: &Up, config: &Config, output: &Output, signals: &mut Signals) -> Result<(), Failure> {
+    let found = tokio::select! {
+        found = prepare(args, config, output) => found?,
+        wish = signals.next() => return Err(interrupted(wish)),
+    };
+    match found {
+        Found::Running => {
+            output.note("this hive is up already");
+            note_differences(args, config, output);
+            let told = async {
+                Facts::of(config)?.tell(args, output);
+                ask(args, config, output).await
+            };
+            tokio::select! {
+                outcome = told => outcome,
+                wish = signals.next() => Err(interrupted(wish)),
+            }
+        }
+        Found::Nothing(plan, lock) if args.detach => detached(args, &plan, lock, config, output, signals).await,
+        Found::Nothing(plan, lock) => foreground(args, *plan, lock, config, output, signals).await,
+    }
+}
+
+async fn prepare(args: &Up, config: &Config, output: &Output) -> Result<Found, Failure> {
+    state::create_home(config)?;
+    let programs = Programs::beside()?;
+    let lock = Lock::take(config, output).await?;
+    if is_up(config).await? {
+        return Ok(Found::Running);
+    }
+    let (data, control) = addresses(args, config, output)?;
+    match programs.checkout().filter(|_| !args.no_build) {
+        Some(checkout) => checkout.build(config, output, args.device == Backend::Cuda).await?,
+        None => programs.present()?,
+    }
+    let worker = worker(args, config, output).await?;
+    Ok(Found::Nothing(
+        Box::new(Plan {
+            programs,
+            data,
+            control,
+            worker,
+            load_limit_s: args.timeout,
+        }),
+        lock,
+    ))
+}
+
+/// Whether a supervisor keeps this hive up; waits for one that is still starting or stopping.
+async fn is_up(config: &Config) -> Result<bool, Failure> {
+    let deadline = Instant::now() + THERE;
+    while let Some(run) = state::live_supervisor(config) {
+        if run.ready
+            && let Some(gateway) = state::gateway(config)
+            && Gateway::local(config, &gateway)?.is_ready().await
+        {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::timeout(
+                format!(
+                    "this hive has a supervisor (process {}), but is not ready",
+                    run.process.pid
+                ),
+                "see `hivectl status` and the logs in the state folder, or stop it with `hivectl down`",
+            ));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(false)
+}
+
+async fn worker(args: &Up, config: &Config, output: &Output) -> Result<WorkerSpec, Failure> {
+    let (model, model_path) = if args.device == Backend::Scripted {
+        (super::worker::model_name(&args.model)?, None)
+    } else {
+        let model = download::ensure(config, output, &args.model).await?;
+        (model.name, Some(model.path))
+    };
+    let device = super::worker::device(args.device, None)?;
+    let id = format!("{}-0", device.split(':').next().unwrap_or(&device));
+    Ok(WorkerSpec {
+        id: super::worker::worker_id(&id)?,
+        model,
+        model_path,
+        device,
+        slots: args.slots,
+        threads: args.threads,
+        port: None,
+        script: args.script.as_deref().map(super::worker::absolute).transpose()?,
+        gateway: String::new(),
+    })
+}
+
+/// Where the planes shall listen: on the named port or not at all, else on the default one or a free one.
+fn addresses(args: &Up, config: &Config, output: &Output) -> Result<(SocketAddr, SocketAddr), Failure> {
+    // A gateway that outlived its supervisor holds its ports already, and is kept.
+    if state::gateway(config).is_some() {
+        return Ok((local(0), local(0)));
+    }
+    let data = address("--port", args.port, DATA_PORT, output)?;
+    let control = address("--control-port", args.control_port, CONTROL_PORT, output)?;
+    if data == control && data.port() != 0 {
+        return Err(Failure::usage(
+            "--port and --control-port are the same",
+            "name two different ports",
+        ));
+    }
+    Ok((data, control))
+}
+
+fn address(flag: &str, named: Option<u16>, default: u16, output: &Output) -> Result<SocketAddr, Failure> {
+    let wanted = local(named.unwrap_or(default));
+    let Err(error) = TcpListener::bind(wanted) else {
+        return Ok(wanted);
+    };
+    if named.is_some() {
+        let what = format!("port {} on {} cannot be used", wanted.port(), wanted.ip());
+        let next = format!("stop what listens there, or name another port with {flag} (0: one the system picks)");
+        return Err(Failure::task(what, next).because(error));
+    }
+    output.note(format_args!(
+        "port {default} is taken; using a free one instead ({flag} names one)"
+    ));
+    Ok(local(0))
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+async fn foreground(
+    args: &Up,
+    plan: Plan,
+    lock: Lock,
+    config: &Config,
+    output: &Output,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    let progress = Progress::new(output, plan.worker.model.as_str());
+    let mut lock = Some(lock);
+    let when_ready = async || {
+        lock.take();
+        if !args.once {
+            Facts::of(config)?.tell(args, output);
+        }
+        match ask(args, config, output).await {
+            outcome if args.once => outcome.map(|()| Then::Stop),
+            outcome => {
+                // The hive is up, whatever became of the question.
+                outcome.unwrap_or_else(|failure| output.failure(&failure));
+                Ok(Then::Stay)
+            }
+        }
+    };
+    supervisor::run(config, plan, &|event| progress.show(event), signals, when_ready).await
+}
+
+async fn detached(
+    args: &Up,
+    plan: &Plan,
+    lock: Lock,
+    config: &Config,
+    output: &Output,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    let log = config.logs().join("supervisor.log");
+    let broken = |error: std::io::Error| {
+        Failure::task("the supervisor cannot be started", format!("read {}", log.display())).because(error)
+    };
+    let mut child = Command::new(&plan.programs.hivectl)
+        .arg("--state-dir")
+        .arg(&config.home)
+        .arg("supervise")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(logs::open(&log).map_err(broken)?)
+        .spawn()
+        .map_err(broken)?;
+    let supervisor = child.id().and_then(process::mark);
+    let watch = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            let plan = serde_json::to_vec(plan).map_err(|error| broken(error.into()))?;
+            stdin.write_all(&plan).await.map_err(broken)?;
+        }
+        let progress = Progress::new(output, plan.worker.model.as_str());
+        let Some(stdout) = child.stdout.take() else {
+            return Err(broken(std::io::Error::other("it has no stdout")));
+        };
+        let mut lines = BufReader::new(stdout).lines();
+        while let Some(line) = lines.next_line().await.map_err(broken)? {
+            match serde_json::from_str(&line) {
+                Ok(Event::Ready) => return Ok(()),
+                Ok(Event::Failed {
+                    what,
+                    why,
+                    next,
+                    exit_code,
+                }) => {
+                    let failure = Failure::relayed(exit_code, what, next);
+                    return Err(match why {
+                        Some(why) => failure.because(why),
+                        None => failure,
+                    });
+                }
+                Ok(event) => progress.show(event),
+                Err(error) => return Err(broken(error.into())),
+            }
+        }
+        let words = logs::last_words(&log, 0, 5).join("\n  | ");
+        Err(Failure::task(
+            "the supervisor ended before the hive was ready",
+            format!("read {}", log.display()),
+        )
+        .because(words))
+    };
+    let outcome = tokio::select! {
+        outcome = watch => outcome,
+        wish = signals.next() => Err(interrupted(wish)),
+    };
+    if outcome.is_err() {
+        if let Some(supervisor) = supervisor {
+            stop::one(&supervisor, "the supervisor", sleep(Duration::from_secs(20)), &|note| {
+                output.note(note);
+            })
+            .await?;
+        }
+        stop::everything(config, sleep(Duration::ZERO), &|note| output.note(note)).await?;
+        return outcome;
+    }
+    drop(lock);
+    Facts::of(config)?.tell(args, output);
+    tokio::select! {
+        outcome = ask(args, config, output) => outcome,
+        wish = signals.next() => Err(interrupted(wish)),
+    }
+}
+
+async fn ask(args: &Up, config: &Config, output: &Output) -> Result<(), Failure> {
+    let Some(question) = &args.ask else { return Ok(()) };
+    let model = Facts::of(config)?.model;
+    let gateway = state::gateway(config).ok_or_else(|| {
+        Failure::other_side(
+            "the gateway has gone",
+            "see `hivectl status` and the logs in the state folder",
+        )
+    })?;
+    let body = json!({
+        "model": model,
+        "stream": true,
+        "messages": [{ "role": "user", "content": question }],
+    });
+    let chat = Gateway::local(config, &gateway)?
+        .chat(&body, Duration::from_secs(args.timeout))
+        .await?;
+    jobs::stream(chat.pieces, output).await.map(drop)
+}
+
+/// Says what this command line asked for and the running hive does not have.
+fn note_differences(args: &Up, config: &Config, output: &Output) {
+    let (Some(supervisor), Some(gateway)) = (state::supervisor(config), state::gateway(config)) else {
+        return;
+    };
+    let model = supervisor.model.as_str();
+    // The default model is a wish only where it was typed; a running hive has a model already.
+    if args.model != model && args.model != crate::cli::DEFAULT_MODEL {
+        output.note(format_args!(
+            "it serves {model}; add a worker with `hivectl worker spawn {} --model {}`",
+            super::worker::device(args.device, None).unwrap_or_default(),
+            args.model
+        ));
+    }
+    for (flag, named, url) in [
+        ("--port", args.port, &gateway.data_url),
+        ("--control-port", args.control_port, &gateway.control_url),
+    ] {
+        if named.is_some_and(|port| port != 0 && !url.ends_with(&format!(":{port}"))) {
+            output.note(format_args!("it listens at {url}; {flag} counts at the next start"));
+        }
+    }
+}
+
+fn interrupted(wish: Wish) -> Failure {
+    match wish {
+        Wish::Interrupt => Failure::interrupted("interrupted", "run `hivectl up` again; it goes on where it stopped"),
+        Wish::Terminate => Failure::task("stopped before the hive was ready", "run `hivectl up` again"),
+    }
+}
+
+/// Shows events to a person.
+struct Progress<'a> {
+    output: &'a Output,
+    label: String,
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(output: &'a Output, model: &str) -> Self {
+        Self {
+            output,
+            label: format!("loading {model} (percent)"),
+            bar: RefCell::default(),
+        }
+    }
+
+    fn show(&self, event: Event) {
+        let mut bar = self.bar.borrow_mut();
+        match event {
+            Event::Loading { percent, message } => {
+                let bar = bar.get_or_insert_with(|| self.output.steps(100, &self.label));
+                bar.set_message(message.unwrap_or_default());
+                bar.set_position(percent.unwrap_or(0));
+            }
+            Event::Note(note) => self.output.note(note),
+            Event::Ready | Event::Failed { .. } => {
+                if let Some(bar) = bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+}

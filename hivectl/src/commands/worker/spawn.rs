@@ -1,0 +1,200 @@
+//! `hivectl worker spawn` and `restart`: a worker process of this machine, from its start to its first request.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::sleep;
+use wire::{ProcessMark, WorkerId, WorkerState};
+
+use super::{absolute, device, fresh_id, model_name, unknown};
+use crate::{
+    checkout::Programs,
+    cli::{Backend, Spawn},
+    config::{self, Config},
+    download,
+    error::Failure,
+    gateway_client::Gateway,
+    launch,
+    output::Output,
+    process,
+    state::{self, WorkerRun, WorkerSpec},
+    supervisor::{Event, stop},
+};
+
+/// A worker that is not ready yet: killed and forgotten if the command ends before it is.
+struct Unfinished<'a> {
+    config: &'a Config,
+    id: &'a WorkerId,
+    process: ProcessMark,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // Each fails only if it has happened already.
+        let _ = process::send(&self.process, Signal::SIGKILL);
+        let _ = std::fs::remove_file(state::join_token_file(self.config, self.id));
+        state::forget_worker(self.config, self.id, &self.process);
+    }
+}
+
+/// Starts a worker and prints its id, once it is ready unless `--no-wait`.
+pub async fn spawn(args: Spawn, config: &Config, output: &Output) -> Result<(), Failure> {
+    state::create_home(config)?;
+    let device = device(args.backend, args.gpu)?;
+    let config = &match &args.gateway {
+        Some(url) => Config {
+            control_url: Some(config::base_url("--gateway", url)?),
+            ..config.clone()
+        },
+        None => config.clone(),
+    };
+    let gateway = Gateway::find(config)?;
+    let id = match args.name {
+        Some(id) => id,
+        None => fresh_id(&device)?,
+    };
+    refuse_taken(&id, config, &gateway).await?;
+    let (model, model_path) = if args.backend == Backend::Scripted {
+        (model_name(&args.model)?, None)
+    } else {
+        let model = download::ensure(config, output, &args.model).await?;
+        (model.name, Some(model.path))
+    };
+    let spec = WorkerSpec {
+        id,
+        model,
+        model_path,
+        device,
+        slots: args.slots,
+        threads: args.threads,
+        port: args.port,
+        script: args.script.as_deref().map(absolute).transpose()?,
+        gateway: gateway.control_url().to_owned(),
+    };
+    start(
+        &spec,
+        args.no_wait,
+        Duration::from_secs(args.timeout),
+        config,
+        &gateway,
+        output,
+    )
+    .await
+}
+
+/// Stops a worker of this machine and starts it again as it was; prints its id once it is ready.
+pub async fn restart(id: &WorkerId, timeout: u64, config: &Config, output: &Output) -> Result<(), Failure> {
+    let limit = Duration::from_secs(timeout);
+    let Some(run) = state::worker(config, id) else {
+        return Err(match Gateway::find(config)?.worker(id).await? {
+            Some(view) => Failure::usage(
+                format!("worker {id} was not started by this hivectl (it runs on {})", view.host),
+                "restart it where it was started",
+            ),
+            None => unknown(id),
+        });
+    };
+    let config = &Config {
+        control_url: Some(run.spec.gateway.clone()),
+        ..config.clone()
+    };
+    let gateway = Gateway::find(config)?;
+    let kept_up =
+        run.supervised && state::live_supervisor(config).is_some_and(|supervisor| supervisor.trouble.is_none());
+    stop::one(&run.process, &format!("worker {id}"), sleep(limit), &|note| {
+        output.note(note);
+    })
+    .await?;
+    if kept_up {
+        return followed(&run, limit, config, &gateway, output).await;
+    }
+    start(&run.spec, false, limit, config, &gateway, output).await
+}
+
+async fn start(
+    spec: &WorkerSpec,
+    no_wait: bool,
+    limit: Duration,
+    config: &Config,
+    gateway: &Gateway,
+    output: &Output,
+) -> Result<(), Failure> {
+    let programs = Programs::beside()?;
+    programs.present()?;
+    let mut running = launch::worker(config, gateway, &programs.worker, spec, false).await?;
+    if !no_wait {
+        let unfinished = Unfinished {
+            config,
+            id: &spec.id,
+            process: running.process,
+        };
+        let bar = output.steps(100, &format!("loading {} on {} (percent)", spec.model, spec.device));
+        let outcome = launch::until_ready(gateway, spec, &mut running, limit, |view| {
+            if let Event::Loading { percent, message } = Event::loading(view) {
+                bar.set_message(message.unwrap_or_default());
+                bar.set_position(percent.unwrap_or(0));
+            }
+        })
+        .await;
+        bar.finish_and_clear();
+        outcome?;
+        std::mem::forget(unfinished);
+    }
+    tell(&spec.id, output);
+    Ok(())
+}
+
+/// Waits until the supervisor has started this worker's successor and that is ready.
+async fn followed(
+    before: &WorkerRun,
+    limit: Duration,
+    config: &Config,
+    gateway: &Gateway,
+    output: &Output,
+) -> Result<(), Failure> {
+    let id = &before.spec.id;
+    let ready = async {
+        loop {
+            let run = state::worker(config, id).filter(|run| run.process != before.process);
+            if let Some(run) = run
+                && let Ok(Some(view)) = gateway.worker(id).await
+                && view.pid == Some(run.process.pid)
+                && view.state == WorkerState::Ready
+            {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(limit, ready).await.map_err(|_| {
+        Failure::timeout(
+            format!("worker {id} was not ready again within {} s", limit.as_secs()),
+            format!("read `hivectl worker logs {id}`, or allow more with --timeout"),
+        )
+    })?;
+    tell(id, output);
+    Ok(())
+}
+
+async fn refuse_taken(id: &WorkerId, config: &Config, gateway: &Gateway) -> Result<(), Failure> {
+    let here = state::worker(config, id).is_some_and(|run| process::is_alive(&run.process));
+    let there = gateway
+        .worker(id)
+        .await?
+        .is_some_and(|view| view.state != WorkerState::Lost);
+    if here || there {
+        return Err(Failure::task(
+            format!("there is a worker {id} already"),
+            format!("choose another --name, or stop it with `hivectl worker stop {id}`"),
+        ));
+    }
+    Ok(())
+}
+
+fn tell(id: &WorkerId, output: &Output) {
+    if output.is_json() {
+        output.json(&serde_json::json!({ "id": id }));
+    } else {
+        output.line(id);
+    }
+}

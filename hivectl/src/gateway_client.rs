@@ -1,0 +1,505 @@
+//! hivectl's side of the conversation with a gateway: the control plane's routes, and one streamed chat.
+//!
+//! Every way it can go wrong becomes a [`Failure`] with its next step. No proxy is ever used, and no key leaves for a
+//! gateway other than the one it belongs to.
+
+use std::time::Duration;
+
+use eventsource_stream::Eventsource;
+use futures_util::{Stream, StreamExt};
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use wire::{
+    Attach, CreatedKey, ErrorEnvelope, GatewayRun, JoinToken, KeyView, NewJoinToken, NewKey, RequestView, WorkerId,
+    WorkerView,
+};
+
+use crate::{config::Config, error::Failure, state};
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long the control plane may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A gateway, and the keys this operator has for it.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    http: reqwest::Client,
+    control_url: String,
+    data_url: Option<String>,
+    admin_key: Option<SecretString>,
+    inference_key: Option<SecretString>,
+}
+
+/// A chat on its way: the request's id, and the events that come.
+pub struct Chat<S> {
+    /// The gateway's id for the request.
+    pub id: String,
+    /// Its events.
+    pub pieces: S,
+}
+
+/// What a streamed chat brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Some of the answer.
+    Text(String),
+    /// Why it ended, in OpenAI's words.
+    Finish(String),
+}
+
+impl Gateway {
+    /// The gateway that the configuration names, else the one that runs in the state folder.
+    pub fn find(config: &Config) -> Result<Self, Failure> {
+        let local = state::gateway(config);
+        match (&config.control_url, local) {
+            (Some(control_url), local) => {
+                let ours = local.filter(|run| run.control_url == *control_url);
+                let data_url = config
+                    .data_url
+                    .clone()
+                    .or_else(|| ours.as_ref().map(|run| run.data_url.clone()));
+                let inference_key = if ours.is_some() {
+                    state::read_secret(&config.key_file("inference"))?
+                } else {
+                    None
+                };
+                let admin_key = match &config.admin_key {
+                    Some(key) => Some(key.clone()),
+                    // A key file belongs to this state folder's gateway; another one must not see it.
+                    None if ours.is_some() => state::read_secret(&config.key_file("admin"))?,
+                    None => None,
+                };
+                Self::new(control_url.clone(), data_url, admin_key, inference_key)
+            }
+            (None, Some(run)) => Self::local(config, &run),
+            (None, None) => Err(Failure::other_side(
+                format!("no gateway runs in {}", config.home.display()),
+                "start it with `hivectl up`, or name another state folder with --state-dir",
+            )),
+        }
+    }
+
+    /// The gateway that runs in the state folder, with the keys that lie there.
+    pub fn local(config: &Config, run: &GatewayRun) -> Result<Self, Failure> {
+        let admin_key = state::read_secret(&config.key_file("admin"))?;
+        let inference_key = state::read_secret(&config.key_file("inference"))?;
+        Self::new(
+            run.control_url.clone(),
+            Some(run.data_url.clone()),
+            admin_key,
+            inference_key,
+        )
+    }
+
+    fn new(
+        control_url: String,
+        data_url: Option<String>,
+        admin_key: Option<SecretString>,
+        inference_key: Option<SecretString>,
+    ) -> Result<Self, Failure> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| {
+                Failure::task("the HTTP client cannot be made", "check the system's TLS roots").because(error)
+            })?;
+        Ok(Self {
+            http,
+            control_url,
+            data_url,
+            admin_key,
+            inference_key,
+        })
+    }
+
+    /// Scheme, host and port of the control plane.
+    pub fn control_url(&self) -> &str {
+        &self.control_url
+    }
+
+    /// All workers the registry shows.
+    pub async fn workers(&self) -> Result<Vec<WorkerView>, Failure> {
+        self.control(Method::GET, "/workers", None::<&()>).await
+    }
+
+    /// One worker, or `None` if the registry knows none of that id.
+    pub async fn worker(&self, id: &WorkerId) -> Result<Option<WorkerView>, Failure> {
+        let response = self
+            .control_response(Method::GET, &format!("/workers/{id}"), None::<&()>)
+            .await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        self.read(response).await.map(Some)
+    }
+
+    /// Attaches an OpenAI-compatible server.
+    pub async fn attach(&self, attach: &Attach) -> Result<Vec<WorkerView>, Failure> {
+        self.control(Method::POST, "/workers", Some(attach)).await
+    }
+
+    /// Takes an attached server out, or forgets a lost worker.
+    pub async fn detach(&self, id: &WorkerId) -> Result<(), Failure> {
+        self.done(Method::DELETE, &format!("/workers/{id}")).await
+    }
+
+    /// Asks a worker to finish what it holds and exit.
+    pub async fn drain(&self, id: &WorkerId) -> Result<WorkerView, Failure> {
+        self.control(Method::POST, &format!("/workers/{id}/drain"), None::<&()>)
+            .await
+    }
+
+    /// A join token that only a worker of this id can use.
+    pub async fn join_token(&self, id: &WorkerId) -> Result<JoinToken, Failure> {
+        let new = NewJoinToken {
+            worker_id: Some(id.clone()),
+            ttl_s: None,
+        };
+        self.control(Method::POST, "/join-tokens", Some(&new)).await
+    }
+
+    /// Makes an API key.
+    pub async fn create_key(&self, new: &NewKey) -> Result<CreatedKey, Failure> {
+        self.control(Method::POST, "/keys", Some(new)).await
+    }
+
+    /// All API keys, without their secrets.
+    pub async fn keys(&self) -> Result<Vec<KeyView>, Failure> {
+        self.control(Method::GET, "/keys", None::<&()>).await
+    }
+
+    /// Revokes an API key by its public id.
+    pub async fn revoke_key(&self, id: &str) -> Result<(), Failure> {
+        self.done(Method::DELETE, &format!("/keys/{}", segment(id)?)).await
+    }
+
+    /// The latest requests, the newest first.
+    pub async fn requests(&self, limit: u32) -> Result<Vec<RequestView>, Failure> {
+        self.control(Method::GET, &format!("/requests?limit={limit}"), None::<&()>)
+            .await
+    }
+
+    /// Cancels a request that waits or runs.
+    pub async fn cancel(&self, id: &str) -> Result<(), Failure> {
+        self.done(Method::POST, &format!("/requests/{}/cancel", segment(id)?))
+            .await
+    }
+
+    /// Whether the data plane says it is ready.
+    pub async fn is_ready(&self) -> bool {
+        let Ok(data_url) = self.data_url() else { return false };
+        let answer = self
+            .http
+            .get(format!("{data_url}/readyz"))
+            .timeout(CONNECT)
+            .send()
+            .await;
+        answer.is_ok_and(|response| response.status().is_success())
+    }
+
+    /// Whether the data plane takes this key.
+    pub async fn accepts(&self, key: &SecretString) -> Result<bool, Failure> {
+        let request = self
+            .http
+            .get(format!("{}/v1/models", self.data_url()?))
+            .bearer_auth(key.expose_secret());
+        let response = request
+            .timeout(ANSWER)
+            .send()
+            .await
+            .map_err(|error| unreachable_at(self.data_url(), error))?;
+        Ok(response.status() != StatusCode::UNAUTHORIZED)
+    }
+
+    /// The ids of the models that are ready.
+    pub async fn ready_models(&self) -> Result<Vec<String>, Failure> {
+        let request = self
+            .http
+            .get(format!("{}/v1/models", self.data_url()?))
+            .bearer_auth(self.caller()?);
+        let response = request
+            .timeout(ANSWER)
+            .send()
+            .await
+            .map_err(|error| unreachable_at(self.data_url(), error))?;
+        let list: Value = self.read(response).await?;
+        let ids = list["data"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|model| model["id"].as_str());
+        Ok(ids.map(str::to_owned).collect())
+    }
+
+    /// Sends a chat and streams its answer; `silence` is the longest wait for the next sign of life.
+    pub async fn chat(
+        &self,
+        body: &Value,
+        silence: Duration,
+    ) -> Result<Chat<impl Stream<Item = Result<Piece, Failure>> + use<>>, Failure> {
+        let data_url = self.data_url()?;
+        let request = self
+            .http
+            .post(format!("{data_url}/v1/chat/completions"))
+            .bearer_auth(self.caller()?)
+            .json(body);
+        let response = tokio::time::timeout(silence, request.send())
+            .await
+            .map_err(|_| silent(silence))?
+            .map_err(|error| unreachable_at(Ok(data_url), error))?;
+        let id = response
+            .headers()
+            .get("x-request-id")
+            .and_then(|id| id.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        if !response.status().is_success() {
+            return Err(refused(response.status(), &response.bytes().await.unwrap_or_default()));
+        }
+        Ok(Chat {
+            id,
+            pieces: pieces(response, silence),
+        })
+    }
+
+    fn data_url(&self) -> Result<&str, Failure> {
+        self.data_url.as_deref().ok_or_else(|| {
+            Failure::usage(
+                format!("the data plane of the gateway at {} is not known", self.control_url),
+                "set `data_url` under [hivectl] in config.toml, or OPENAI_BASE_URL as `hivectl up --print-env` gives it",
+            )
+        })
+    }
+
+    fn caller(&self) -> Result<&str, Failure> {
+        self.inference_key
+            .as_ref()
+            .map_or_else(|| self.operator(), |key| Ok(key.expose_secret()))
+    }
+
+    fn operator(&self) -> Result<&str, Failure> {
+        self.admin_key.as_ref().map(ExposeSecret::expose_secret).ok_or_else(|| {
+            Failure::usage(
+                format!("there is no admin key for the gateway at {}", self.control_url),
+                "set HIVE_ADMIN_KEY, or name the state folder that holds keys/admin with --state-dir",
+            )
+        })
+    }
+
+    async fn control<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Failure> {
+        let response = self.control_response(method, path, body).await?;
+        self.read(response).await
+    }
+
+    async fn done(&self, method: Method, path: &str) -> Result<(), Failure> {
+        let response = self.control_response(method, path, None::<&()>).await?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        Err(refused(response.status(), &response.bytes().await.unwrap_or_default()))
+    }
+
+    async fn control_response(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<reqwest::Response, Failure> {
+        let url = format!("{}/control/v1{path}", self.control_url);
+        let mut request = self
+            .http
+            .request(method, url)
+            .bearer_auth(self.operator()?)
+            .timeout(ANSWER);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request
+            .send()
+            .await
+            .map_err(|error| unreachable_at(Ok(&self.control_url), error))
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T, Failure> {
+        let status = response.status();
+        let bytes = response
+            .bytes()
+            .await
+            .map_err(|error| unreachable_at(Ok(&self.control_url), error))?;
+        if !status.is_success() {
+            return Err(refused(status, &bytes));
+        }
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::other_side(
+                format!("{} answered something that is not ours to read", self.control_url),
+                "check that the URL is a hive gateway's control plane, and that hivectl is of its version",
+            )
+            .because(error)
+        })
+    }
+}
+
+fn pieces(response: reqwest::Response, silence: Duration) -> impl Stream<Item = Result<Piece, Failure>> {
+    let events = response.bytes_stream().eventsource();
+    // The state is the events still to come; `None` once the answer has ended, well or badly.
+    futures_util::stream::unfold(Some(Box::pin(events)), move |events| async move {
+        let mut events = events?;
+        loop {
+            let piece = match tokio::time::timeout(silence, events.next()).await {
+                Err(_) => Err(silent(silence)),
+                Ok(Some(Ok(event))) if event.data == "[DONE]" => return None,
+                Ok(Some(Ok(event))) => match read_event(&event.data) {
+                    Ok(None) => continue,
+                    Ok(Some(piece)) => return Some((Ok(piece), Some(events))),
+                    Err(failure) => Err(failure),
+                },
+                Ok(Some(Err(error))) => Err(cut().because(error)),
+                Ok(None) => Err(cut()),
+            };
+            return Some((piece, None));
+        }
+    })
+}
+
+fn read_event(data: &str) -> Result<Option<Piece>, Failure> {
+    let event: Value = serde_json::from_str(data).map_err(|error| cut().because(error))?;
+    if event.get("error").is_some() {
+        return Err(refused(StatusCode::OK, data.as_bytes()));
+    }
+    let choice = &event["choices"][0];
+    if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
+        return Ok(Some(Piece::Text(text.to_owned())));
+    }
+    Ok(choice["finish_reason"]
+        .as_str()
+        .map(|reason| Piece::Finish(reason.to_owned())))
+}
+
+/// A refusal in the gateway's own words, with the exit code its error code stands for.
+fn refused(status: StatusCode, body: &[u8]) -> Failure {
+    let Ok(ErrorEnvelope { error }) = serde_json::from_slice(body) else {
+        return Failure::other_side(
+            format!("the gateway answered {status} without saying why"),
+            "check that the URL is a hive gateway's; its log may say more",
+        );
+    };
+    let what = error.message;
+    match error.code.as_deref().unwrap_or_default() {
+        "model_not_found" => Failure::usage(what, "see the models with `hivectl worker list`"),
+        "invalid_request" | "unsupported_parameter" => Failure::usage(what, "correct the command and run it again"),
+        "invalid_api_key" => Failure::task(what, "set HIVE_ADMIN_KEY, or --state-dir to the hive's own folder"),
+        "deadline_exceeded" | "queue_timeout" => Failure::timeout(what, "run it again when the hive is less busy"),
+        "no_worker" => Failure::task(
+            what,
+            "see `hivectl worker list`, and start one with `hivectl worker spawn`",
+        ),
+        "shutting_down" => Failure::other_side(what, "start it with `hivectl up`"),
+        code if status == StatusCode::NOT_FOUND => {
+            Failure::usage(what, format!("list what there is, and use a name from it ({code})"))
+        }
+        "worker_lost" | "worker_stalled" | "worker_failed" => {
+            Failure::task(what, "run it again; `hivectl worker list` shows how the workers are")
+        }
+        _ => Failure::task(
+            what,
+            "see the gateway's log under `logs/gateway.log` in the state folder",
+        ),
+    }
+}
+
+fn unreachable_at(url: Result<&str, Failure>, error: reqwest::Error) -> Failure {
+    let url = url.unwrap_or("its URL");
+    if error.is_timeout() {
+        return Failure::timeout(
+            format!("the gateway at {url} did not answer in time"),
+            "see how it is with `hivectl status`",
+        )
+        .because(error.without_url());
+    }
+    Failure::other_side(
+        format!("the gateway at {url} cannot be reached"),
+        "start it with `hivectl up`",
+    )
+    .because(error.without_url())
+}
+
+fn silent(silence: Duration) -> Failure {
+    Failure::timeout(
+        format!("nothing came for {} s", silence.as_secs()),
+        "allow more with --timeout, or see how the worker is with `hivectl worker list`",
+    )
+}
+
+fn cut() -> Failure {
+    Failure::task(
+        "the answer was cut off before its end",
+        "run it again; `hivectl status` shows what still runs",
+    )
+}
+
+/// An id from the command line as one segment of a path.
+fn segment(id: &str) -> Result<&str, Failure> {
+    let fine = !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+    if fine {
+        return Ok(id);
+    }
+    Err(Failure::usage(
+        format!("{id:?} is not an id"),
+        "ids consist of letters, digits, - and _; copy one from a list",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn events_become_pieces_and_error_events_become_failures() {
+        let text = r#"{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}"#;
+        assert_eq!(read_event(text).unwrap(), Some(Piece::Text("Hi".into())));
+        let role = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
+        assert_eq!(read_event(role).unwrap(), None);
+        let end = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+        assert_eq!(read_event(end).unwrap(), Some(Piece::Finish("stop".into())));
+        assert_eq!(read_event(r#"{"choices":[],"usage":{}}"#).unwrap(), None);
+        let lost =
+            r#"{"error":{"message":"the worker died","type":"upstream_error","param":null,"code":"worker_lost"}}"#;
+        let failure = read_event(lost).unwrap_err();
+        assert_eq!((failure.what(), failure.exit_code()), ("the worker died", 1));
+    }
+
+    #[test]
+    fn refusals_carry_the_exit_code_of_their_kind() {
+        let code = |status: u16, code: &str| {
+            let body = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
+            refused(StatusCode::from_u16(status).unwrap(), body.as_bytes()).exit_code()
+        };
+        assert_eq!(code(404, "model_not_found"), 2);
+        assert_eq!(code(404, "unknown_worker"), 2);
+        assert_eq!(code(400, "invalid_request"), 2);
+        assert_eq!(code(401, "invalid_api_key"), 1);
+        assert_eq!(code(503, "no_worker"), 1);
+        assert_eq!(code(504, "deadline_exceeded"), 124);
+        assert_eq!(refused(StatusCode::BAD_GATEWAY, b"<html>").exit_code(), 3);
+    }
+
+    #[test]
+    fn an_id_from_the_command_line_cannot_change_the_path() {
+        assert_eq!(segment("01ab-CD_9").unwrap(), "01ab-CD_9");
+        for bad in ["", "../keys", "a/b", "a?b", "a b", "%2e"] {
+            assert_eq!(segment(bad).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+}

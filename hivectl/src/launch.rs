@@ -1,0 +1,269 @@
+//! Starting a gateway or a worker on this machine, and waiting until it can be used.
+//!
+//! A start that fails says why in the program's own last words. What happens after the start is the supervisor's.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use secrecy::SecretString;
+use tokio::process::Child;
+use wire::{GatewayRun, ProcessMark, WorkerState, WorkerView};
+
+use crate::{
+    config::Config,
+    error::Failure,
+    gateway_client::Gateway,
+    logs, process,
+    state::{self, WorkerRun, WorkerSpec},
+};
+
+/// How long a gateway may take to listen.
+const GATEWAY_START: Duration = Duration::from_secs(30);
+/// How often a starting program is looked at.
+const GLANCE: Duration = Duration::from_millis(50);
+/// How many of a program's last lines are told when it dies.
+const LAST_WORDS: usize = 12;
+
+/// A program of ours: a child, or one that an earlier supervisor left running.
+#[derive(Debug)]
+pub struct Running {
+    /// Its process.
+    pub process: ProcessMark,
+    child: Option<Child>,
+    log: PathBuf,
+    log_began: u64,
+}
+
+impl Running {
+    /// A process that somebody else started.
+    pub fn adopted(process: ProcessMark, log: PathBuf) -> Self {
+        let log_began = length(&log);
+        Self {
+            process,
+            child: None,
+            log,
+            log_began,
+        }
+    }
+
+    fn spawn(program: &Path, arguments: &[String], log: PathBuf) -> Result<Self, Failure> {
+        let log_began = length(&log);
+        let (child, process) = process::spawn_logged(program, arguments, &log).map_err(|error| {
+            Failure::task(
+                format!("{} cannot be started", program.display()),
+                "install hivectl, hive-gateway and hive-worker into one folder, or build them in a source checkout",
+            )
+            .because(error)
+        })?;
+        Ok(Self {
+            process,
+            child: Some(child),
+            log,
+            log_began,
+        })
+    }
+
+    /// Waits for its end, and says how it came.
+    pub async fn ended(&mut self) -> String {
+        if let Some(child) = &mut self.child {
+            return child.wait().await.map_or_else(|error| error.to_string(), how);
+        }
+        process::gone(&self.process).await;
+        "it ended".to_owned()
+    }
+
+    /// Its death as a failure: how, and its last words.
+    pub fn obituary(&self, name: &str, how: &str) -> Failure {
+        let words = logs::last_words(&self.log, self.log_began, LAST_WORDS);
+        let why = if words.is_empty() {
+            how.to_owned()
+        } else {
+            format!("{how}\n  | {}", words.join("\n  | "))
+        };
+        Failure::task(
+            format!("{name} died while starting"),
+            format!("its whole log is {}", self.log.display()),
+        )
+        .because(why)
+    }
+}
+
+/// Starts a gateway and waits until both planes listen and it says it is ready.
+pub async fn gateway(
+    config: &Config,
+    program: &Path,
+    data: SocketAddr,
+    control: SocketAddr,
+    started: impl FnOnce(ProcessMark) -> Result<(), Failure>,
+) -> Result<(Running, GatewayRun, Gateway), Failure> {
+    let arguments = [
+        "--home".to_owned(),
+        config.home.to_string_lossy().into_owned(),
+        "--listen".to_owned(),
+        data.to_string(),
+        "--control-listen".to_owned(),
+        control.to_string(),
+    ];
+    let mut running = Running::spawn(program, &arguments, config.logs().join("gateway.log"))?;
+    let process = running.process;
+    started(process).inspect_err(|_| kill(&process))?;
+    let ready = async {
+        loop {
+            if let Some(run) = state::gateway(config).filter(|run| run.process == process) {
+                let client = Gateway::local(config, &run)?;
+                if client.is_ready().await {
+                    return Ok((run, client));
+                }
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    };
+    let outcome = tokio::select! {
+        ready = tokio::time::timeout(GATEWAY_START, ready) => ready.map_err(|_| None),
+        how = running.ended() => Err(Some(how)),
+    };
+    match outcome {
+        Ok(ready) => ready.map(|(run, client)| (running, run, client)),
+        Err(Some(how)) => Err(running.obituary("the gateway", &how)),
+        Err(None) => Err(Failure::timeout(
+            format!("the gateway was not ready within {} s", GATEWAY_START.as_secs()),
+            format!("read {}", running.log.display()),
+        )),
+    }
+}
+
+/// Starts a worker and records it; whether it can be used is [`until_ready`]'s question.
+pub async fn worker(
+    config: &Config,
+    gateway: &Gateway,
+    program: &Path,
+    spec: &WorkerSpec,
+    supervised: bool,
+) -> Result<Running, Failure> {
+    let token = gateway.join_token(&spec.id).await?;
+    let token_file = state::join_token_file(config, &spec.id);
+    state::write_secret(&token_file, &SecretString::from(token.token))?;
+    let started = Running::spawn(
+        program,
+        &arguments(spec, &token_file),
+        state::worker_log(config, &spec.id),
+    );
+    let running = started.inspect_err(|_| drop(fs::remove_file(&token_file)))?;
+    let run = WorkerRun {
+        process: running.process,
+        spec: spec.clone(),
+        supervised,
+        stopping: false,
+    };
+    state::write_worker(config, &run).inspect_err(|_| kill(&run.process))?;
+    Ok(running)
+}
+
+/// Waits until the gateway routes to exactly this process; `look` sees each step of its loading.
+pub async fn until_ready(
+    gateway: &Gateway,
+    spec: &WorkerSpec,
+    running: &mut Running,
+    limit: Duration,
+    mut look: impl FnMut(&WorkerView),
+) -> Result<(), Failure> {
+    let name = format!("worker {}", spec.id);
+    let process = running.process;
+    let mut seen = None;
+    let ready = async {
+        loop {
+            // A gateway that is being restarted is no reason to give a worker up.
+            if let Ok(Some(view)) = gateway.worker(&spec.id).await
+                && view.pid == Some(process.pid)
+            {
+                if view.state == WorkerState::Ready {
+                    return;
+                }
+                look(&view);
+                seen = Some(view);
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    };
+    let outcome = tokio::select! {
+        ready = tokio::time::timeout(limit, ready) => ready.map_err(|_| None),
+        how = running.ended() => Err(Some(how)),
+    };
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(Some(how)) => Err(running.obituary(&name, &how)),
+        Err(None) => {
+            let stuck = seen
+                .and_then(|view| view.message)
+                .unwrap_or_else(|| "it has not registered".to_owned());
+            Err(Failure::timeout(
+                format!("{name} was not ready within {} s", limit.as_secs()),
+                format!("allow more with --timeout, or read {}", running.log.display()),
+            )
+            .because(stuck))
+        }
+    }
+}
+
+fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let always = [
+        ("--device", spec.device.clone()),
+        ("--model", spec.model.to_string()),
+        ("--id", spec.id.to_string()),
+        ("--gateway", spec.gateway.clone()),
+        ("--join-token-file", path(token_file)),
+    ];
+    let maybe = [
+        ("--model-path", spec.model_path.as_deref().map(path)),
+        ("--slots", spec.slots.map(|slots| slots.to_string())),
+        ("--threads", spec.threads.map(|threads| threads.to_string())),
+        ("--listen", spec.port.map(|port| format!("127.0.0.1:{port}"))),
+        ("--script", spec.script.as_deref().map(path)),
+    ];
+    let maybe = maybe.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
+    always
+        .into_iter()
+        .chain(maybe)
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
+}
+
+/// Ends a process that could not be recorded, because nobody would find it again.
+fn kill(process: &ProcessMark) {
+    // It fails only if the process is gone already.
+    let _ = process::send(process, Signal::SIGKILL);
+}
+
+/// The end of a process in words.
+fn how(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("it ended with exit code {code}"),
+        (None, Some(9)) => "it was killed (signal 9); if nobody did, the machine may be out of memory".to_owned(),
+        (None, Some(4)) => "it hit an instruction this processor lacks (signal 4); build it on this machine".to_owned(),
+        (None, signal) => format!("it was ended by signal {}", signal.unwrap_or_default()),
+    }
+}
+
+fn length(log: &Path) -> u64 {
+    fs::metadata(log).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_is_told_in_words() {
+        assert_eq!(how(ExitStatus::from_raw(3 << 8)), "it ended with exit code 3");
+        assert!(how(ExitStatus::from_raw(9)).contains("out of memory"));
+        assert_eq!(how(ExitStatus::from_raw(11)), "it was ended by signal 11");
+    }
+}
