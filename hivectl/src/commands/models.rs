@@ -298,7 +298,7 @@ async fn remove(config: &Config, output: &Output, names: &[ModelName]) -> Result
     let mut removed = Vec::new();
     for name in names {
         let waiting = || output.note(format_args!("{name} is being downloaded; waiting for that to end"));
-        let freed = Store::remove(&store.draft(name, waiting).await?)?;
+        let freed = store.draft(name, waiting).await?.remove()?;
         if !output.is_json() {
             output.line(format_args!("removed {name} ({})", HumanBytes(freed)));
         }

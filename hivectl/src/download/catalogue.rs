@@ -9,8 +9,8 @@ use wire::ModelName;
 
 use super::{
     error::{Error, Result},
+    promise::Promise,
     source::Source,
-    transfer::Promise,
 };
 
 const BUILT_IN: &str = include_str!("../../models.toml");

@@ -47,7 +47,7 @@ pub enum Error {
         why: String,
     },
     /// 401 or 403.
-    #[error("{host} does not give out {file} (status {status}): it is private or gated, or the token is wrong")]
+    #[error("{host} does not give out {file} (status {status}): it is private, gated or not there at all")]
     Refused { host: String, file: String, status: u16 },
     /// 404.
     #[error("{host} has no {file}")]
@@ -136,7 +136,7 @@ impl Error {
             }
             Self::Broken { .. } => "run the command again: it goes on where this one stopped".into(),
             Self::Refused { .. } => {
-                "accept the model's terms on its page, then set HF_TOKEN to a token that may read it".into()
+                "check its name, accept its terms on its page, and set HF_TOKEN to a token that may read it".into()
             }
             Self::NotThere { .. } => "check organisation, repository, revision and file name on the hub".into(),
             Self::Status { .. } => "try again later".into(),

@@ -17,11 +17,13 @@ use crate::{config, output::Output};
 
 use super::{
     catalogue::is_sha256,
+    draft::Draft,
     error::{Error, Result},
     part::{self, Part},
+    promise::Promise,
     source::{HubSource, has_extension, is_safe_path},
-    store::{Draft, StoredFile},
-    transfer::{Patience, Promise, Transfer, Wanted},
+    store::StoredFile,
+    transfer::{Patience, Transfer, Wanted},
     web::{self, Ask, Web},
     weights,
 };
@@ -165,48 +167,36 @@ impl Hub {
             read_promise: read_headers,
             nearer: &|sha256| Some(self.cached_blob(&repo, sha256)).filter(|path| path.exists()),
         };
-        match transfer.fetch(draft, &wanted).await {
-            Err(error @ Error::Unreachable { .. }) => match self.cached(&repo, file) {
-                Some((path, sha256))
-                    if wanted
-                        .promise
-                        .sha256
-                        .as_ref()
-                        .is_none_or(|promised| *promised == sha256) =>
-                {
-                    transfer
-                        .out
-                        .note(format_args!("{error}; {name} is taken from {}", path.display()));
-                    let mut part = Part::open(&draft.part(name)).await?;
-                    part.restart()?;
-                    part.copy(&path, |_| ()).await?;
-                    let (size, promise) = (
-                        part.length(),
-                        Promise {
-                            sha256: Some(sha256),
-                            ..wanted.promise
-                        },
-                    );
-                    let file = promise.check(StoredFile {
-                        name: name.to_owned(),
-                        size,
-                        sha256: part.finish()?,
-                    })?;
-                    draft.finish(file.clone());
-                    Ok((file, promise))
-                }
-                _ => Err(error),
-            },
-            Ok((file, promise)) => {
-                if promise.sha256.is_none() && (has_extension(name, "gguf") || has_extension(name, "safetensors")) {
-                    transfer.out.note(format_args!(
-                        "{name}: the hub names no SHA-256; its size and its header were checked"
-                    ));
-                }
-                Ok((file, promise))
+        let (file, promise) = match transfer.fetch(draft, &wanted).await {
+            Ok(fetched) => fetched,
+            Err(error @ Error::Unreachable { .. }) => {
+                let Some((path, sha256)) = self.cached(&repo, file).await else {
+                    return Err(error);
+                };
+                transfer
+                    .out
+                    .note(format_args!("{error}; {name} is taken from {}", path.display()));
+                let mut promise = wanted.promise;
+                promise.join(
+                    name,
+                    Promise {
+                        sha256: Some(sha256),
+                        ..Promise::default()
+                    },
+                )?;
+                let mut part = Part::open(&draft.part(name)).await?;
+                part.restart()?;
+                let copied = part.copy(&path, |_| ()).await;
+                (draft.settle(name, part, copied, &promise)?, promise)
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
+        };
+        if promise.sha256.is_none() && (has_extension(name, "gguf") || has_extension(name, "safetensors")) {
+            transfer.out.note(format_args!(
+                "{name}: the hub names no SHA-256; its size and its header were checked"
+            ));
         }
+        Ok((file, promise))
     }
 
     /// What the hub says of the source's repository at its revision.
@@ -274,8 +264,8 @@ impl Hub {
         self.cache.path().join(repo.folder_name()).join("blobs").join(sha256)
     }
 
-    /// A file that another tool has fetched, with the SHA-256 that the cache calls it by.
-    fn cached(&self, repo: &Repo, file: &str) -> Option<(PathBuf, String)> {
+    /// A file that another tool has fetched, if its SHA-256 is the one that the cache calls it by.
+    async fn cached(&self, repo: &Repo, file: &str) -> Option<(PathBuf, String)> {
         // hf-hub looks under the name of a branch or tag; a commit is the snapshot's own name.
         let snapshot = || {
             self.cache
@@ -288,7 +278,10 @@ impl Hub {
         let pointer = self.cache.repo(repo.clone()).get(file).unwrap_or_else(snapshot);
         let blob = fs::canonicalize(pointer).ok()?;
         let sha256 = blob.file_name()?.to_str().filter(|name| is_sha256(name))?.to_owned();
-        Some((blob, sha256))
+        part::digest(&blob, |_| ())
+            .await
+            .is_ok_and(|digest| digest == sha256)
+            .then_some((blob, sha256))
     }
 }
 

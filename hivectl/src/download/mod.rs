@@ -1,16 +1,19 @@
 //! Models: from a name or a source to a checked model in the store.
 //!
 //! In reading order: [`source`] is what may be typed, [`catalogue`] what a short name means, [`store`] where models
-//! lie; [`hub`], [`mirror`] and [`local`] each fetch from one kind of source, over [`web`] and [`transfer`], into a
-//! [`part`]; [`weights`] looks into the files before they become a model. Nothing becomes one before its size, digest
-//! and header are checked, and nothing is written outside `$HIVE_MODELS`.
+//! lie, [`draft`] a model in the making; [`hub`], [`mirror`] and [`local`] each fetch from one kind of source, over
+//! [`web`] and [`transfer`], into a [`part`]; [`promise`] and [`weights`] (with [`gguf`]) check what came. Nothing
+//! becomes a model before its size, digest and header are checked, and nothing is written outside `$HIVE_MODELS`.
 
 mod catalogue;
+mod draft;
 mod error;
+mod gguf;
 mod hub;
 mod local;
 mod mirror;
 mod part;
+mod promise;
 mod source;
 mod store;
 mod transfer;
@@ -32,11 +35,12 @@ pub use self::{
     transfer::Patience,
 };
 use self::{
+    draft::Draft,
     error::{Error, Result},
     hub::Hub,
+    promise::Promise,
     source::Source,
-    store::Draft,
-    transfer::{Promise, Transfer, Wanted},
+    transfer::{Transfer, Wanted},
 };
 
 /// A model in the store.
@@ -289,4 +293,15 @@ fn inspect(draft: &Draft, files: &[StoredFile]) -> Result<weights::Facts> {
         facts.context = facts.context.or(found.context);
     }
     Ok(facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_can_run_beside_other_work() {
+        fn is_send<T: Send>(_: impl Fn(&'static Config, &'static Output) -> T) {}
+        is_send(|config, out| ensure(config, out, "smollm2-135m"));
+    }
 }

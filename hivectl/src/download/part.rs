@@ -10,10 +10,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{
-    error::{Error, Result},
-    store::hex,
-};
+use super::error::{Error, Result};
 
 const CHUNK: usize = 1 << 20;
 
@@ -99,7 +96,7 @@ impl Part {
     /// Puts the bytes on the disk for good; their digest, in lower-case hexadecimal.
     pub fn finish(self) -> Result<String> {
         self.file.sync_all().map_err(|error| self.failed(error, 0))?;
-        Ok(hex(&self.digest.finalize()))
+        Ok(format!("{:x}", self.digest.finalize()))
     }
 
     fn failed(&self, error: io::Error, missing: u64) -> Error {
@@ -125,7 +122,7 @@ pub async fn digest(path: &Path, progress: impl Fn(u64)) -> io::Result<String> {
     loop {
         let read = file.read(&mut chunk)?;
         if read == 0 {
-            return Ok(hex(&digest.finalize()));
+            return Ok(format!("{:x}", digest.finalize()));
         }
         digest.update(&chunk[..read]);
         progress(read as u64);

@@ -10,14 +10,16 @@ use reqwest::{
     Response, StatusCode, Url,
     header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, RETRY_AFTER},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::output::Output;
 
 use super::{
+    draft::Draft,
     error::{Error, Result},
     part::{self, Part},
-    store::{Draft, StoredFile},
+    promise::Promise,
+    store::StoredFile,
     web::{self, Answer, Ask, Web},
 };
 
@@ -25,33 +27,29 @@ use super::{
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Patience {
-    /// How long a transfer may bring nothing, in milliseconds.
-    pub stall_ms: u64,
+    /// How long a transfer may bring nothing.
+    #[serde(deserialize_with = "duration")]
+    pub stall_timeout: Duration,
     /// How often a transfer that breaks off is taken up again.
     pub retries: u32,
-    /// How long to wait before the first retry, in milliseconds; doubled each time, up to 30 s.
-    pub backoff_ms: u64,
+    /// How long to wait before the first retry; doubled each time, up to 30 s.
+    #[serde(deserialize_with = "duration")]
+    pub backoff: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            stall_ms: 60_000,
+            stall_timeout: Duration::from_mins(1),
             retries: 6,
-            backoff_ms: 1_000,
+            backoff: Duration::from_secs(1),
         }
     }
 }
 
-/// What is known of a file before or while it comes.
-#[derive(Debug, Clone, Default)]
-pub struct Promise {
-    /// Its size in bytes.
-    pub size: Option<u64>,
-    /// Its SHA-256, in lower-case hexadecimal.
-    pub sha256: Option<String>,
-    /// The hub's commit it belongs to.
-    pub revision: Option<String>,
+/// A duration as people write it: `"30s"`, `"250ms"`.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    humantime::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// A file to fetch.
@@ -120,26 +118,22 @@ impl Transfer<'_> {
             bar.finish_and_clear();
         }
         let size = part.length();
-        let checked = match outcome {
-            Ok(()) => part.finish().and_then(|sha256| {
-                promise.check(StoredFile {
-                    name: wanted.name.to_owned(),
-                    size,
-                    sha256,
-                })
-            }),
-            Err(error) => Err(error),
-        };
-        // What is wrong, or fills a disk, is of no use to a later run.
-        if size == 0
-            || matches!(
-                checked,
-                Err(Error::Digest { .. } | Error::Size { .. } | Error::Space { .. })
-            )
-        {
-            draft.discard(wanted.name)?;
+        let file = outcome.and_then(|()| part.finish());
+        let file = file.and_then(|sha256| {
+            promise.check(StoredFile {
+                name: wanted.name.to_owned(),
+                size,
+                sha256,
+            })
+        });
+        if let Err(error) = &file {
+            // What is wrong, or fills a disk, is of no use to a later run.
+            let is_useless = matches!(error, Error::Digest { .. } | Error::Size { .. } | Error::Space { .. });
+            if is_useless || size == 0 {
+                draft.discard(wanted.name)?;
+            }
         }
-        let file = checked?;
+        let file = file?;
         draft.finish(file.clone());
         Ok((file, promise))
     }
@@ -188,7 +182,7 @@ impl Transfer<'_> {
                     },
                 });
             }
-            let backoff = Duration::from_millis(self.patience.backoff_ms.saturating_mul(1 << tries.min(10)));
+            let backoff = self.patience.backoff.saturating_mul(1 << tries.min(10));
             tries += 1;
             self.out.note(format_args!(
                 "{}: {why}; trying again ({tries} of {retries})",
@@ -206,8 +200,8 @@ impl Transfer<'_> {
         part: &mut Part,
         bar: &mut Option<ProgressBar>,
     ) -> Result<Attempt> {
-        let stall = Duration::from_millis(self.patience.stall_ms);
-        let silence = || Ok(Attempt::Broken(format!("nothing came for {} s", stall.as_secs_f32())));
+        let stall = self.patience.stall_timeout;
+        let silence = || Ok(Attempt::Broken(format!("nothing came for {stall:?}")));
         let ask = Ask {
             url: wanted.url.clone(),
             from: part.length(),
@@ -224,7 +218,12 @@ impl Transfer<'_> {
             return Ok(busy);
         }
         for headers in &first_hand {
-            promise.hold_against(wanted, &response, headers)?;
+            let nonsense = |why| Error::Nonsense {
+                host: web::host(wanted.url),
+                file: wanted.name.to_owned(),
+                why,
+            };
+            promise.join(wanted.name, (wanted.read_promise)(headers).map_err(nonsense)?)?;
         }
         if self.is_here(wanted, promise, part).await? {
             return Ok(Attempt::Complete);
@@ -245,7 +244,13 @@ impl Transfer<'_> {
                 });
             }
         }
-        promise.hold_size(wanted.name, total(&response))?;
+        promise.join(
+            wanted.name,
+            Promise {
+                size: total(&response),
+                ..Promise::default()
+            },
+        )?;
         if let Some(size) = promise.size {
             part::check_space(draft.folder(), size.saturating_sub(part.length()))?;
         }
@@ -301,93 +306,36 @@ impl Transfer<'_> {
     }
 }
 
-impl Promise {
-    /// Takes in what an answer's headers promise; what was known before must not be contradicted.
-    fn hold_against(&mut self, wanted: &Wanted<'_>, response: &Response, headers: &HeaderMap) -> Result<()> {
-        let file = || wanted.name.to_owned();
-        let said = (wanted.read_promise)(headers).map_err(|why| Error::Nonsense {
-            host: web::host(response.url()),
-            file: file(),
-            why,
-        })?;
-        self.hold_size(wanted.name, said.size)?;
-        self.revision = self.revision.take().or(said.revision);
-        match (&self.sha256, said.sha256) {
-            (Some(expected), Some(got)) if *expected != got => {
-                return Err(Error::Digest {
-                    file: file(),
-                    expected: expected.clone(),
-                    got,
-                });
-            }
-            (None, said) => self.sha256 = said,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn hold_size(&mut self, name: &str, said: Option<u64>) -> Result<()> {
-        match (self.size, said) {
-            (Some(expected), Some(got)) if expected != got => Err(Error::Size {
-                file: name.to_owned(),
-                expected,
-                got,
-            }),
-            (before, said) => {
-                self.size = before.or(said);
-                Ok(())
-            }
-        }
-    }
-
-    /// The file, if it is what was promised.
-    pub fn check(&self, file: StoredFile) -> Result<StoredFile> {
-        if let Some(expected) = self.size.filter(|size| *size != file.size) {
-            return Err(Error::Size {
-                file: file.name,
-                expected,
-                got: file.size,
-            });
-        }
-        match &self.sha256 {
-            Some(expected) if *expected != file.sha256 => Err(Error::Digest {
-                file: file.name,
-                expected: expected.clone(),
-                got: file.sha256,
-            }),
-            _ => Ok(file),
-        }
-    }
-}
-
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Answers whose body is never a model: an error, or `Some` if it is worth asking again.
 fn refused(response: &Response, name: &str) -> Result<Option<Attempt>> {
     let (host, file, status) = (web::host(response.url()), name.to_owned(), response.status());
+    let is_web_page = header(response, CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html"));
     match status {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT if is_web_page => Err(Error::Nonsense {
+            host,
+            file,
+            why: "it is a web page".into(),
+        }),
+        // A range that cannot be had may mean that there is no more to have.
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(None),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::Refused {
             host,
             file,
             status: status.as_u16(),
         }),
         StatusCode::NOT_FOUND | StatusCode::GONE => Err(Error::NotThere { host, file }),
-        StatusCode::TOO_MANY_REQUESTS => Ok(Some(Attempt::Busy {
+        _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => Ok(Some(Attempt::Busy {
             host,
             status,
             wait: retry_after(response),
         })),
-        _ if status.is_server_error() => Ok(Some(Attempt::Busy {
-            host,
-            status,
-            wait: retry_after(response),
-        })),
-        _ if header(response, CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) => Err(Error::Nonsense {
+        _ => Err(Error::Status {
             host,
             file,
-            why: "it is a web page".into(),
+            status: status.as_u16(),
         }),
-        _ => Ok(None),
     }
 }
 
