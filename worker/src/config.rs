@@ -15,8 +15,8 @@ use crate::Error;
 #[command(name = "hive-worker", version, next_line_help = false)]
 pub struct Config {
     /// Settings from a TOML file: its sections and keys are those of the variables named below, in lower case.
-    #[arg(long, value_name = "FILE", env = "HIVE_WORKER_CONFIG")]
-    config: Option<PathBuf>,
+    #[arg(long = "config", value_name = "FILE", env = "HIVE_WORKER_CONFIG")]
+    file: Option<PathBuf>,
     /// What to run, and on what.
     #[command(flatten)]
     pub engine: EngineConfig,
@@ -415,5 +415,53 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             assert!(read(0o600).is_err(), "{text:?}");
         }
+    }
+
+    const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/worker.example.toml");
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example = Config {
+            file: None,
+            ..read(&["--config", EXAMPLE]).unwrap()
+        };
+        let model = [
+            "--device=cpu",
+            "--model=smollm2-135m",
+            "--model-path=/srv/hive/models/smollm2-135m.gguf",
+        ];
+        let gateway = [
+            "--gateway=http://127.0.0.1:7412",
+            "--join-token-file=/run/hive/join-token",
+        ];
+        let defaults = read(&[&model[..], &gateway].concat()).unwrap();
+        assert_eq!(format!("{example:#?}"), format!("{defaults:#?}"));
+    }
+
+    #[test]
+    fn every_setting_is_in_the_example_and_what_it_comments_out_is_taken_too() {
+        // A line of prose has a space after its `#`, a setting without a default has none.
+        let text = std::fs::read_to_string(EXAMPLE).unwrap();
+        let lines = text.lines().map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with(' ') => setting,
+            _ => line,
+        });
+        let text = lines.collect::<Vec<_>>().join("\n");
+        let table: toml::Table = text.parse().unwrap();
+        let known = Config::command();
+        for variable in known.get_arguments().filter_map(|arg| arg.get_env()?.to_str()) {
+            let path = variable.strip_prefix("HIVE_WORKER__").map(str::to_lowercase);
+            let Some((section, key)) = path.as_deref().and_then(|path| path.split_once("__")) else {
+                continue;
+            };
+            // The script is for tests.
+            assert!(
+                key == "script" || table[section].get(key).is_some(),
+                "[{section}] {key} is missing"
+            );
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        read(&["--config", file.path().to_str().unwrap()]).unwrap();
     }
 }

@@ -26,6 +26,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     if let Some(cpus) = &config.engine.pin {
         pin(cpus)?;
     }
+    #[cfg(feature = "engine")]
     if let Some(threads) = config.engine.threads {
         engine::set_threads(threads.into())?;
     }

@@ -63,7 +63,7 @@ pub fn stream(head: Head, include_usage: bool, events: BoxStream<'static, Event>
     let body = stream::unfold(
         (events, writer, giving),
         |(mut events, mut writer, mut giving)| async move {
-            while writer.ready.is_empty() && !writer.over {
+            while writer.ready.is_empty() && writer.phase != Phase::Over {
                 match giving.next(&mut events).await {
                     Said::Event(event) => writer.write(event),
                     Said::Nothing => writer.fail("engine_failed", "The engine lost the generation."),
@@ -71,6 +71,10 @@ pub fn stream(head: Head, include_usage: bool, events: BoxStream<'static, Event>
                 }
             }
             let frame = writer.ready.pop_front()?;
+            if frame.is_err() {
+                // What was written before must be on the wire when the connection breaks.
+                tokio::task::yield_now().await;
+            }
             Some((frame, (events, writer, giving)))
         },
     );
@@ -128,7 +132,7 @@ pub struct Giving {
 impl Giving {
     /// An answer to a prompt of so many tokens begins.
     pub fn new(worker: Arc<Worker>, head: &Head, prompt_tokens: u32) -> Self {
-        let _present = worker.answers.token();
+        let present = worker.answers.token();
         let (id, began) = (head.id.clone(), Instant::now());
         Self {
             worker,
@@ -139,7 +143,7 @@ impl Giving {
             outcome: "cancelled",
             began,
             first: None,
-            _present,
+            _present: present,
         }
     }
 
@@ -201,9 +205,18 @@ struct Writer {
     head: Head,
     include_usage: bool,
     ready: VecDeque<Result<Bytes, Broken>>,
-    has_begun: bool,
     lacks_done: bool,
-    over: bool,
+    phase: Phase,
+}
+
+#[derive(PartialEq, Eq)]
+enum Phase {
+    /// Nothing has been written.
+    New,
+    /// The speaker has been named.
+    Begun,
+    /// Nothing more will be written.
+    Over,
 }
 
 impl Writer {
@@ -212,9 +225,8 @@ impl Writer {
             head,
             include_usage,
             ready: VecDeque::new(),
-            has_begun: false,
             lacks_done: false,
-            over: false,
+            phase: Phase::New,
         }
     }
 
@@ -233,28 +245,29 @@ impl Writer {
                 if !self.lacks_done {
                     self.push(Bytes::from_static(b"data: [DONE]\n\n"));
                 }
-                self.over = true;
+                self.phase = Phase::Over;
             }
             Event::Failed(reason) => self.fail("engine_failed", &format!("The engine failed: {reason}")),
             Event::Fault(Fault::Bytes(bytes)) => self.push(bytes),
             Event::Fault(Fault::NoDone) => self.lacks_done = true,
-            Event::Fault(Fault::End) => self.over = true,
+            Event::Fault(Fault::End) => self.phase = Phase::Over,
             Event::Fault(Fault::Abort) => {
                 self.ready.push_back(Err(Broken));
-                self.over = true;
+                self.phase = Phase::Over;
             }
         }
     }
 
     fn begin(&mut self) {
-        if !std::mem::replace(&mut self.has_begun, true) {
+        if self.phase == Phase::New {
+            self.phase = Phase::Begun;
             self.choice(Delta::Role, &[], None);
         }
     }
 
     fn fail(&mut self, code: &str, message: &str) {
         self.push(error_event(code, message));
-        self.over = true;
+        self.phase = Phase::Over;
     }
 
     fn choice(&mut self, delta: Delta, logprobs: &[TokenLogprob], finish: Option<FinishReason>) {

@@ -195,6 +195,7 @@ impl Serialize for FinishReason {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the wire's names")]
 struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,

@@ -73,12 +73,11 @@ impl Refusal {
 
     fn code(&self) -> &'static str {
         match self {
-            Self::Invalid { .. } => "invalid_request",
             Self::Unsupported { .. } => "unsupported_parameter",
             Self::ContextLength { .. } => "context_length_exceeded",
             Self::WrongModel { .. } => "model_not_found",
             Self::Body(StatusCode::PAYLOAD_TOO_LARGE) => "request_too_large",
-            Self::Body(_) => "invalid_request",
+            Self::Invalid { .. } | Self::Body(_) => "invalid_request",
             Self::WrongBearer => "invalid_api_key",
             Self::StaleEpoch => "stale_epoch",
             Self::Loading => "loading",

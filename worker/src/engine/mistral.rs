@@ -128,7 +128,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
             config: config.clone(),
         },
         None => SchedulerConfig::DefaultScheduler {
-            method: DefaultSchedulerMethod::Fixed(slots.try_into().unwrap_or(std::num::NonZero::MIN)),
+            method: DefaultSchedulerMethod::Fixed(slots.try_into().unwrap_or(std::num::NonZeroUsize::MIN)),
         },
     };
     let without_paging = metadata.cache_config.is_none();

@@ -343,13 +343,11 @@ pub async fn load(spec: Spec, report: Report) -> Result<Arc<dyn Engine>, LoadErr
 }
 
 /// Sizes the pool of threads the engine computes on.
+#[cfg(feature = "engine")]
 pub fn set_threads(threads: usize) -> Result<(), LoadError> {
-    #[cfg(feature = "engine")]
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|n| format!("engine-{n}"))
         .build_global()
-        .map_err(|error| LoadError::Engine(format!("cannot start {threads} threads: {error}; lower --threads")))?;
-    let _ = threads;
-    Ok(())
+        .map_err(|error| LoadError::Engine(format!("cannot start {threads} threads: {error}; lower --threads")))
 }

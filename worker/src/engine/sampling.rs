@@ -351,10 +351,10 @@ mod tests {
             1,
             Some(2),
         );
-        let sampled = sampler.sample(vec![0.0, (3.0_f32).ln(), f32::NEG_INFINITY], &[0]);
-        assert_eq!(sampled.token, 1);
-        assert!((sampled.logprob - 0.75_f32.ln()).abs() < 1e-6);
-        assert_eq!(sampled.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);
-        assert!((sampled.top[1].1 - 0.25_f32.ln()).abs() < 1e-6);
+        let choice = sampler.sample(vec![0.0, (3.0_f32).ln(), f32::NEG_INFINITY], &[0]);
+        assert_eq!(choice.token, 1);
+        assert!((choice.logprob - 0.75_f32.ln()).abs() < 1e-6);
+        assert_eq!(choice.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);
+        assert!((choice.top[1].1 - 0.25_f32.ln()).abs() < 1e-6);
     }
 }

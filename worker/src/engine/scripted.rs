@@ -245,26 +245,25 @@ impl Play {
             return Some(events);
         }
         self.played += 1;
-        match self.tokens.next() {
-            Some(token) => {
-                let logprob = self.logprobs.then(|| TokenLogprob {
-                    token: Candidate {
-                        bytes: token.clone().into_bytes(),
-                        logprob: -0.5,
-                    },
-                    top: Vec::new(),
-                });
-                self.over = self.answer.push(&token, logprob, &mut events);
-            }
-            None => {
-                self.answer.end("", FinishReason::Stop, &mut events);
-                self.over = true;
-            }
+        if let Some(token) = self.tokens.next() {
+            let logprob = self.logprobs.then(|| TokenLogprob {
+                token: Candidate {
+                    bytes: token.clone().into_bytes(),
+                    logprob: -0.5,
+                },
+                top: Vec::new(),
+            });
+            self.over = self.answer.push(&token, logprob, &mut events);
+        } else {
+            self.answer.end("", FinishReason::Stop, &mut events);
+            self.over = true;
         }
         Some(events)
     }
 
     async fn commit(&mut self, kind: FaultKind, events: &mut Vec<Event>) {
+        // What was said before must be on the wire when the fault happens.
+        tokio::task::yield_now().await;
         let raw = |text: &'static [u8]| Event::Fault(Fault::Bytes(Bytes::from_static(text)));
         match kind {
             FaultKind::Die => std::process::abort(),

@@ -1,0 +1,126 @@
+//! What an answer looks like on the wire.
+
+use serde_json::{Value, json};
+use wire::{PROMPT_TOKENS_HEADER, REQUEST_HEADER};
+
+use super::worker::{Answer, Worker, streamed, with};
+
+#[tokio::test]
+async fn a_stream_has_openais_chunks_in_openais_order() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let request = worker.chat(&streamed("one two")).header(REQUEST_HEADER, "req-7");
+    let answer = Answer::of(request.send().await.unwrap()).await;
+    assert_eq!(answer.headers["content-type"], "text/event-stream");
+    assert_eq!(answer.headers["cache-control"], "no-cache");
+    assert_eq!(answer.headers[PROMPT_TOKENS_HEADER], "2");
+
+    let chunks = answer.chunks();
+    let created = chunks[0]["created"].as_u64().unwrap();
+    let chunk = |more: Value| {
+        let same = json!({"id": "chatcmpl-req-7", "object": "chat.completion.chunk", "created": created, "model": "m"});
+        with(same, more)
+    };
+    let choice = |delta: Value, finish: Value| {
+        chunk(json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}))
+    };
+    let usage = json!({"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4});
+    assert_eq!(
+        chunks,
+        [
+            choice(json!({"role": "assistant", "content": ""}), Value::Null),
+            choice(json!({"content": "one "}), Value::Null),
+            choice(json!({"content": "two"}), Value::Null),
+            choice(json!({}), json!("stop")),
+            chunk(json!({"choices": [], "usage": usage})),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn usage_comes_only_when_asked_for() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let answer = worker.ask(&with(streamed("a"), json!({"stream_options": null}))).await;
+    assert!(answer.chunks().iter().all(|chunk| chunk.get("usage").is_none()));
+}
+
+#[tokio::test]
+async fn an_answer_in_one_piece_says_the_same() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let whole = worker
+        .ask(&with(streamed("one two three"), json!({"stream": false})))
+        .await
+        .json();
+    let message = json!({"role": "assistant", "content": "one two three", "refusal": null, "annotations": []});
+    let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
+    assert_eq!(whole["choices"], json!([choice]));
+    assert_eq!(whole["object"], "chat.completion");
+    assert_eq!(
+        whole["usage"],
+        json!({"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6})
+    );
+}
+
+#[tokio::test]
+async fn tokens_leave_as_they_come() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let stalled = json!({"tokens": ["first", "second"], "fault": {"at": 1, "kind": "stall"}}).to_string();
+    let mut running = worker.chat(&streamed(stalled)).send().await.unwrap();
+    let mut seen = String::new();
+    while !seen.contains("first") {
+        seen.push_str(std::str::from_utf8(&running.chunk().await.unwrap().expect("more")).unwrap());
+    }
+    assert!(!seen.contains("second"));
+}
+
+#[tokio::test]
+async fn max_tokens_and_stop_texts_end_an_answer() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let short = worker
+        .ask(&with(
+            streamed("a b c d"),
+            json!({"max_tokens": 9, "max_completion_tokens": 2}),
+        ))
+        .await;
+    assert_eq!(
+        (short.text().as_str(), short.finish().as_str(), short.usage()[1]),
+        ("a b ", "length", 2)
+    );
+    let tokens = json!({"tokens": ["on", "e S", "TO", "P two"]}).to_string();
+    let stopped = worker.ask(&with(streamed(tokens), json!({"stop": ["STOP"]}))).await;
+    assert_eq!(
+        (stopped.text().as_str(), stopped.finish().as_str(), stopped.usage()[1]),
+        ("one ", "stop", 4)
+    );
+}
+
+#[tokio::test]
+async fn text_that_looks_like_the_wire_passes_intact() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let pieces = ["[DONE]", "\n\ndata: {}\r\n", "\u{0}", "🐝é", "\"\\"];
+    let answer = worker.ask(&streamed(json!({ "tokens": pieces }).to_string())).await;
+    assert_eq!(answer.text(), pieces.concat());
+}
+
+#[tokio::test]
+async fn logprobs_come_with_the_tokens_they_belong_to() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let asked = with(streamed("ab cd"), json!({"logprobs": true}));
+    let streamed_tokens: Vec<Value> = worker
+        .ask(&asked)
+        .await
+        .chunks()
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array().cloned())
+        .flatten()
+        .collect();
+    assert_eq!(streamed_tokens.len(), 2);
+    assert_eq!(
+        streamed_tokens[0],
+        json!({"token": "ab ", "logprob": -0.5, "bytes": b"ab ", "top_logprobs": []})
+    );
+    let whole = worker.ask(&with(asked, json!({"stream": false}))).await.json();
+    assert_eq!(
+        whole["choices"][0]["logprobs"],
+        json!({"content": streamed_tokens, "refusal": null})
+    );
+}

@@ -1,0 +1,15 @@
+//! Real `hive-worker` processes over real HTTP, against a small gateway that lives in the test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod answers;
+mod doors;
+mod faults;
+mod gateway;
+mod joining;
+mod leaving;
+#[cfg(feature = "engine")]
+mod model;
+#[cfg(feature = "engine")]
+mod real_model;
+mod worker;
