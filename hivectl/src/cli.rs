@@ -8,7 +8,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 use wire::{ModelName, Scope, WorkerId};
+
+use crate::ssh::{Address, RemoteProgram};
 
 /// The model of a bare `up`.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -51,11 +54,23 @@ pub enum Command {
     /// Check this machine for what a hive needs
     Doctor,
     /// Download and look after models
-    #[command(subcommand)]
-    Models(ModelsCommand),
+    Models {
+        /// On which machine.
+        #[command(flatten)]
+        place: Place,
+        /// What to do there.
+        #[command(subcommand)]
+        command: ModelsCommand,
+    },
     /// Start, stop and look after workers
-    #[command(subcommand)]
-    Worker(WorkerCommand),
+    Worker {
+        /// On which machine.
+        #[command(flatten)]
+        place: Place,
+        /// What to do there.
+        #[command(subcommand)]
+        command: WorkerCommand,
+    },
     /// Send requests and see what became of them
     #[command(subcommand)]
     Jobs(JobsCommand),
@@ -69,9 +84,26 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Do what the hivectl of another machine asks for on stdin; started by its `--host`
+    #[command(hide = true)]
+    RemoteExec,
     /// Tend a gateway and its workers; started by `up --detach`, which writes the plan to stdin
     #[command(hide = true)]
     Supervise,
+}
+
+/// On which machine a command is done.
+#[derive(Debug, Default, Args)]
+pub struct Place {
+    /// Do it on another machine, over SSH; NAME as your ssh config knows it
+    #[arg(long, global = true, value_name = "[USER@]NAME")]
+    pub host: Option<Address>,
+    /// Where hivectl lies there [default: its PATH]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub remote_hivectl: Option<RemoteProgram>,
+    /// The ssh config to go by [default: your own]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
 }
 
 /// `hivectl up`.
@@ -127,7 +159,8 @@ pub struct Down {
 }
 
 /// What a worker computes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// This machine's processor
     Cpu,
@@ -140,7 +173,8 @@ pub enum Backend {
 }
 
 /// `hivectl models …`.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Subcommand, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelsCommand {
     /// Fetch a model and check it
     Download {
@@ -222,7 +256,8 @@ pub enum WorkerCommand {
 }
 
 /// `hivectl worker spawn`.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Spawn {
     /// What it runs on
     #[arg(value_enum)]

@@ -5,6 +5,7 @@
 use std::{
     ffi::OsString,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub admin_key: Option<SecretString>,
     /// The model to use when a command names none (`HIVE_MODEL`).
     pub model: Option<String>,
+    /// The ssh config to go by instead of ssh's own (`ssh_config` in the file).
+    pub ssh_config: Option<PathBuf>,
     /// The cargo that runs us, if one does (`CARGO`).
     pub cargo: Option<PathBuf>,
 }
@@ -64,6 +67,7 @@ struct Table {
     control_url: Option<String>,
     data_url: Option<String>,
     model: Option<String>,
+    ssh_config: Option<PathBuf>,
     download: Patience,
 }
 
@@ -114,7 +118,12 @@ impl Config {
                 .or_else(|| path("HOME").map(|home| home.join(fallback)))
         };
 
-        let home = match flags.state_dir.clone().or_else(|| path("HIVE_HOME")) {
+        let named = flags.state_dir.as_deref().map(absolute).transpose()?;
+        let environments = path("HIVE_HOME").as_deref().map(absolute).transpose()?;
+        // The environment that `up --print-env` made is about one hive; a flag that names another leaves it behind.
+        let is_about_another = named.is_some() && environments.is_some() && named != environments;
+        let about_this = |name: &str| if is_about_another { Ok(None) } else { text(name) };
+        let home = match named.or(environments) {
             Some(home) => home,
             None => below("XDG_STATE_HOME", ".local/state")
                 .ok_or_else(|| no_home("HIVE_HOME"))?
@@ -139,8 +148,8 @@ impl Config {
             .or(file.hub_endpoint)
             .unwrap_or_else(|| HUB_ENDPOINT.to_owned());
 
-        let control_from_env = text("HIVE_CONTROL_URL")?;
-        let data_url = file.data_url.or(text("OPENAI_BASE_URL")?.filter(|base| {
+        let control_from_env = about_this("HIVE_CONTROL_URL")?;
+        let data_url = file.data_url.or(about_this("OPENAI_BASE_URL")?.filter(|base| {
             control_from_env
                 .as_deref()
                 .is_some_and(|control| host_of(control).is_some() && host_of(control) == host_of(base))
@@ -158,8 +167,9 @@ impl Config {
                 .map(|url| base_url("the control plane's URL", &url))
                 .transpose()?,
             data_url: data_url.map(|url| base_url("the data plane's URL", &url)).transpose()?,
-            admin_key: text("HIVE_ADMIN_KEY")?.map(|key| SecretString::from(key.trim())),
-            model: text("HIVE_MODEL")?.or(file.model),
+            admin_key: about_this("HIVE_ADMIN_KEY")?.map(|key| SecretString::from(key.trim())),
+            model: about_this("HIVE_MODEL")?.or(file.model),
+            ssh_config: file.ssh_config.map(|config| home.join(config)),
             cargo: path("CARGO"),
             home,
         })
@@ -191,6 +201,17 @@ pub fn base_url(what: &str, url: &str) -> Result<String, Failure> {
             "give it as http://HOST:PORT or https://HOST[:PORT]",
         )),
     }
+}
+
+/// Whether a URL names this machine itself.
+pub fn is_loopback(url: &str) -> bool {
+    host_of(url).is_some_and(|host| is_own_name(&host))
+}
+
+/// Whether a host name or address means this machine on every machine.
+pub fn is_own_name(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    address.map_or_else(|_| host == "localhost" || host.ends_with(".localhost"), |address| address.is_loopback())
 }
 
 fn host_of(url: &str) -> Option<String> {
@@ -301,6 +322,35 @@ mod tests {
                 .exit_code(),
             2
         );
+    }
+
+    #[test]
+    fn a_flag_that_names_another_hive_leaves_the_environments_hive_behind() {
+        let bundle = [
+            ("HOME", "/h"),
+            ("HIVE_HOME", "/one"),
+            ("HIVE_CONTROL_URL", "http://127.0.0.1:1"),
+            ("HIVE_ADMIN_KEY", "hvk_one"),
+        ];
+        let other = resolve(Some(Path::new("/other")), &bundle).unwrap();
+        assert!(other.control_url.is_none() && other.admin_key.is_none());
+        for same in [None, Some(Path::new("/one"))] {
+            let config = resolve(same, &bundle).unwrap();
+            assert_eq!(config.control_url.as_deref(), Some("http://127.0.0.1:1"));
+        }
+        // Without a state folder in the environment, its address and key are about no folder in particular.
+        let remote = resolve(Some(Path::new("/other")), &[bundle[0], bundle[2], bundle[3]]).unwrap();
+        assert!(remote.control_url.is_some() && remote.admin_key.is_some());
+    }
+
+    #[test]
+    fn an_address_that_is_every_machine_s_own_is_known_in_each_spelling() {
+        for own in ["http://127.0.0.1:7412", "http://localhost:7412", "http://[::1]:7412", "http://127.9.9.9", "https://a.localhost"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in ["http://10.0.0.7:7412", "http://gpu-1:7412", "http://[fd00::1]:7412", "http://localhost.example.org", "nonsense"] {
+            assert!(!is_loopback(other), "{other}");
+        }
     }
 
     #[test]

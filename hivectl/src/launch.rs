@@ -14,10 +14,10 @@ use std::{
 use nix::sys::signal::Signal;
 use secrecy::SecretString;
 use tokio::process::Child;
-use wire::{GatewayRun, ProcessMark, WorkerState, WorkerView};
+use wire::{GatewayRun, ProcessMark, WorkerId, WorkerState, WorkerView};
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     error::Failure,
     gateway_client::Gateway,
     logs, process,
@@ -148,8 +148,19 @@ pub async fn worker(
     supervised: bool,
 ) -> Result<Running, Failure> {
     let token = gateway.join_token(&spec.id).await?;
+    joining(config, &SecretString::from(token.token), program, spec, supervised)
+}
+
+/// Starts a worker that joins with this token, and records it.
+pub fn joining(
+    config: &Config,
+    token: &SecretString,
+    program: &Path,
+    spec: &WorkerSpec,
+    supervised: bool,
+) -> Result<Running, Failure> {
     let token_file = state::join_token_file(config, &spec.id);
-    state::write_secret(&token_file, &SecretString::from(token.token))?;
+    state::write_secret(&token_file, token)?;
     let started = Running::spawn(
         program,
         &arguments(spec, &token_file),
@@ -172,16 +183,31 @@ pub async fn until_ready(
     spec: &WorkerSpec,
     running: &mut Running,
     limit: Duration,
+    look: impl FnMut(&WorkerView),
+) -> Result<(), Failure> {
+    let remedy = format!("allow more with --timeout, or read {}", running.log.display());
+    let pid = running.process.pid;
+    tokio::select! {
+        outcome = routed(gateway, &spec.id, pid, limit, &remedy, look) => outcome,
+        how = running.ended() => Err(running.obituary(&format!("worker {}", spec.id), &how)),
+    }
+}
+
+/// Waits until the gateway routes to the worker of this id and process id, wherever that runs.
+pub async fn routed(
+    gateway: &Gateway,
+    id: &WorkerId,
+    pid: u32,
+    limit: Duration,
+    remedy: &str,
     mut look: impl FnMut(&WorkerView),
 ) -> Result<(), Failure> {
-    let name = format!("worker {}", spec.id);
-    let process = running.process;
     let mut seen = None;
     let ready = async {
         loop {
             // A gateway that is being restarted is no reason to give a worker up.
-            if let Ok(Some(view)) = gateway.worker(&spec.id).await
-                && view.pid == Some(process.pid)
+            if let Ok(Some(view)) = gateway.worker(id).await
+                && view.pid == Some(pid)
             {
                 if view.state == WorkerState::Ready {
                     return;
@@ -192,24 +218,17 @@ pub async fn until_ready(
             tokio::time::sleep(GLANCE).await;
         }
     };
-    let outcome = tokio::select! {
-        ready = tokio::time::timeout(limit, ready) => ready.map_err(|_| None),
-        how = running.ended() => Err(Some(how)),
-    };
-    match outcome {
-        Ok(()) => Ok(()),
-        Err(Some(how)) => Err(running.obituary(&name, &how)),
-        Err(None) => {
-            let stuck = seen
-                .and_then(|view| view.message)
-                .unwrap_or_else(|| "it has not registered".to_owned());
-            Err(Failure::timeout(
-                format!("{name} was not ready within {} s", limit.as_secs()),
-                format!("allow more with --timeout, or read {}", running.log.display()),
-            )
-            .because(stuck))
-        }
+    if tokio::time::timeout(limit, ready).await.is_ok() {
+        return Ok(());
     }
+    let stuck = seen
+        .and_then(|view| view.message)
+        .unwrap_or_else(|| "it has not registered".to_owned());
+    Err(Failure::timeout(
+        format!("worker {id} was not ready within {} s", limit.as_secs()),
+        remedy,
+    )
+    .because(stuck))
 }
 
 fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
@@ -225,7 +244,7 @@ fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
         ("--model-path", spec.model_path.as_deref().map(path)),
         ("--slots", spec.slots.map(|slots| slots.to_string())),
         ("--threads", spec.threads.map(|threads| threads.to_string())),
-        ("--listen", spec.port.map(|port| format!("127.0.0.1:{port}"))),
+        ("--listen", listen(spec)),
         ("--script", spec.script.as_deref().map(path)),
     ];
     let maybe = maybe.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
@@ -234,6 +253,21 @@ fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
         .chain(maybe)
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect()
+}
+
+/// Where a worker listens; none: where it does by itself, on loopback. A gateway on another machine reaches it at the
+/// address it registers from, so it must listen there.
+fn listen(spec: &WorkerSpec) -> Option<String> {
+    let port = spec.port.unwrap_or(0);
+    if config::is_loopback(&spec.gateway) {
+        return spec.port.map(|port| format!("127.0.0.1:{port}"));
+    }
+    let any = if spec.gateway.contains("//[") {
+        "[::]"
+    } else {
+        "0.0.0.0"
+    };
+    Some(format!("{any}:{port}"))
 }
 
 /// Ends a process that could not be recorded, because nobody would find it again.

@@ -3,7 +3,8 @@
 //! In reading order: [`cli`] says what may be typed and [`config`] what applies; [`commands`] holds one file for each
 //! noun; they speak to the gateway through [`gateway_client`], fetch models through [`download`], and print only
 //! through [`output`]. [`checkout`] builds the programs where there is source, [`launch`] starts workers, and
-//! [`supervisor`] keeps gateway and worker up; what outlives a command lies in [`state`], with [`process`] and [`logs`]
+//! [`supervisor`] keeps gateway and worker up; [`hosts`] has commands done on other machines, over
+//! [`ssh`]; what outlives a command lies in [`state`], with [`process`] and [`logs`]
 //! below it. What fails becomes an [`error::Failure`]: what, why, what to do next, and an exit code.
 
 pub mod cli;
@@ -16,7 +17,9 @@ pub mod commands;
 pub mod checkout;
 pub mod download;
 pub mod gateway_client;
+pub mod hosts;
 pub mod launch;
+pub mod ssh;
 pub mod supervisor;
 
 pub mod logs;

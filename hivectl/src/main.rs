@@ -3,11 +3,19 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use hivectl::{cli::Cli, commands, config::Config, output::Output};
+use hivectl::{
+    cli::{Cli, Command},
+    commands,
+    config::Config,
+    output::Output,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let output = Output::new(cli.global.json, Config::wants_colour());
+    let output = match cli.command {
+        Command::RemoteExec => commands::remote_exec::answer(),
+        _ => Output::new(cli.global.json, Config::wants_colour()),
+    };
     let outcome = Config::load(&cli.global).and_then(|config| commands::run(cli.command, &config, &output));
     output.finish(outcome)
 }

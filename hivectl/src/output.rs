@@ -14,7 +14,7 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, style::ProgressTracker};
 use serde::Serialize;
 
-use crate::error::Failure;
+use crate::{error::Failure, hosts::Frame};
 
 /// The way out for everything a command says; cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,7 +37,11 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stdout {
     Program,
-    Person { likes_colour: bool },
+    /// A hivectl on another machine: everything that is said goes there, frame by frame.
+    Elsewhere,
+    Person {
+        likes_colour: bool,
+    },
 }
 
 /// How notes look.
@@ -99,6 +103,28 @@ impl Output {
         }
     }
 
+    /// An output that goes to the hivectl of another machine, which shows it there.
+    pub fn elsewhere(json: bool) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                json,
+                draws: false,
+                stdout: Stdout::Elsewhere,
+                notes: Notes::Sentences,
+                bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+                broken: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// One line of a conversation with another program, on stdout.
+    pub fn frame(&self, frame: &impl Serialize) {
+        match serde_json::to_string(frame) {
+            Ok(text) => self.bytes(format!("{text}\n").as_bytes()),
+            Err(error) => self.broke(io::Error::other(error)),
+        }
+    }
+
     /// Whether results are asked for as JSON.
     pub fn is_json(&self) -> bool {
         self.inner.json
@@ -106,7 +132,7 @@ impl Output {
 
     /// Whether a person sits before stdout.
     pub fn is_terminal(&self) -> bool {
-        self.inner.stdout != Stdout::Program
+        matches!(self.inner.stdout, Stdout::Person { .. })
     }
 
     /// One line of the result, on stdout.
@@ -126,6 +152,9 @@ impl Output {
 
     /// One line about what is going on, on stderr.
     pub fn note(&self, text: impl fmt::Display) {
+        if self.inner.stdout == Stdout::Elsewhere {
+            return self.frame(&Frame::Note(text.to_string()));
+        }
         let text = match self.inner.notes {
             Notes::Sentences => printable(&text.to_string()),
             Notes::Journal => journal_line(&text.to_string(), SystemTime::now()),
@@ -228,8 +257,12 @@ impl Output {
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// Ends the program's output: flushes it, tells a failure on stderr, and gives the exit code.
+    /// Ends the program's output: flushes it, tells a failure on stderr or to whoever asked, and gives the exit code.
     pub fn finish(&self, outcome: Result<(), Failure>) -> ExitCode {
+        if self.inner.stdout == Stdout::Elsewhere {
+            self.frame(&Frame::last(&outcome));
+            return outcome.map_or_else(|failure| ExitCode::from(failure.exit_code()), |()| ExitCode::SUCCESS);
+        }
         if let Err(error) = io::stdout().lock().flush() {
             self.broke(error);
         }
@@ -292,6 +325,14 @@ impl Output {
     }
 
     fn write(&self, bytes: &[u8]) {
+        if self.inner.stdout == Stdout::Elsewhere {
+            self.frame(&Frame::Out(String::from_utf8_lossy(bytes).into_owned()));
+        } else {
+            self.bytes(bytes);
+        }
+    }
+
+    fn bytes(&self, bytes: &[u8]) {
         let written = self.inner.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
             stdout.write_all(bytes).and_then(|()| stdout.flush())

@@ -115,6 +115,9 @@ pub struct JoinToken {
     pub token: String,
     /// When it expires, in Unix milliseconds.
     pub expires_at_ms: i64,
+    /// Where workers on other machines reach this control plane, if the gateway was told (`control.advertise_url`).
+    #[serde(default)]
+    pub gateway_url: Option<String>,
 }
 
 /// What a key may do.

@@ -37,5 +37,6 @@ pub async fn create(
     let bound_to = new.worker_id.as_ref().map(wire::WorkerId::as_str);
     db::join_tokens::insert(&state.db, &state.keyring.hmac(&token), bound_to, expires_at_ms, now).await?;
     tracing::info!(worker = bound_to, ttl_s = ttl, "a join token was made");
-    Ok((StatusCode::CREATED, Json(JoinToken { token, expires_at_ms })))
+    let gateway_url = state.config.control.advertise_url.clone();
+    Ok((StatusCode::CREATED, Json(JoinToken { token, expires_at_ms, gateway_url })))
 }

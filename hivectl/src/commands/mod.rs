@@ -6,8 +6,10 @@ pub mod down;
 pub mod jobs;
 pub mod keys;
 pub mod models;
+pub mod remote_exec;
 pub mod status;
 pub mod supervise;
+pub mod there;
 pub mod up;
 pub mod worker;
 
@@ -49,8 +51,15 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Down(args) => interruptible(down::run(&args, config, output)).await,
         Command::Status => interruptible(status::run(config, output)).await,
         Command::Doctor => interruptible(doctor::run(config, output)).await,
-        Command::Models(command) => interruptible(models::run(command, config, output)).await,
-        Command::Worker(command) => interruptible(worker::run(command, config, output)).await,
+        Command::Models { place, command } => match there::route(place, config)? {
+            Some(route) => there::models(&route, command, output, &mut signals()?).await,
+            None => interruptible(models::run(command, config, output)).await,
+        },
+        Command::Worker { place, command } => match there::route(place, config)? {
+            Some(route) => there::worker(&route, command, config, output, &mut signals()?).await,
+            None => interruptible(worker::run(command, config, output)).await,
+        },
+        Command::RemoteExec => remote_exec::run(config).await,
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,

@@ -1,8 +1,9 @@
 //! `hivectl worker …`: the gateway's workers, and the processes of this machine behind them.
 
-mod logs;
-mod spawn;
-mod stop;
+pub mod guest;
+pub mod logs;
+pub mod spawn;
+pub mod stop;
 
 use std::path::{Path, PathBuf};
 
@@ -72,7 +73,8 @@ async fn list(config: &Config, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(views: &[WorkerView], output: &Output) {
+/// Workers as they were asked for.
+pub fn show(views: &[WorkerView], output: &Output) {
     if output.is_json() {
         output.json(&views.iter().map(WorkerLine::from).collect::<Vec<_>>());
     } else {
@@ -168,7 +170,7 @@ pub fn device(backend: Backend, gpu: Option<u32>) -> Result<String, Failure> {
 }
 
 /// A new worker's id: what it runs on, and a few characters that no other has, also on other machines.
-fn fresh_id(device: &str) -> Result<WorkerId, Failure> {
+pub fn fresh_id(device: &str) -> Result<WorkerId, Failure> {
     let mut random = rand::rng();
     let tail: String = (0..5)
         .map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[random.random_range(0..36)]))
@@ -192,6 +194,13 @@ pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
         )
         .because(error)
     })
+}
+
+fn not_from_here(id: &WorkerId) -> Failure {
+    Failure::usage(
+        format!("no worker {id} was started on this machine"),
+        "see the workers, and the machines they run on, with `hivectl worker list`",
+    )
 }
 
 fn unknown(id: &WorkerId) -> Failure {

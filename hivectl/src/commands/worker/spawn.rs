@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use indicatif::ProgressBar;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
-use wire::{ProcessMark, WorkerId, WorkerState};
+use wire::{ProcessMark, WorkerId, WorkerState, WorkerView};
 
 use super::{absolute, device, fresh_id, model_name, unknown};
 use crate::{
@@ -22,10 +23,13 @@ use crate::{
 };
 
 /// A worker that is not ready yet: killed and forgotten if the command ends before it is.
-struct Unfinished<'a> {
-    config: &'a Config,
-    id: &'a WorkerId,
-    process: ProcessMark,
+pub struct Unfinished<'a> {
+    /// Whose state folder records it.
+    pub config: &'a Config,
+    /// Its id.
+    pub id: &'a WorkerId,
+    /// Its process.
+    pub process: ProcessMark,
 }
 
 impl Drop for Unfinished<'_> {
@@ -49,18 +53,32 @@ pub async fn spawn(args: Spawn, config: &Config, output: &Output) -> Result<(), 
         None => config.clone(),
     };
     let gateway = Gateway::find(config)?;
-    let id = match args.name {
-        Some(id) => id,
+    let id = match &args.name {
+        Some(id) => id.clone(),
         None => fresh_id(&device)?,
     };
     refuse_taken(&id, config, &gateway).await?;
+    let (no_wait, limit) = (args.no_wait, Duration::from_secs(args.timeout));
+    let spec = specify(args, id, gateway.control_url().to_owned(), config, output).await?;
+    start(&spec, no_wait, limit, config, &gateway, output).await
+}
+
+/// How a worker that was asked for is to be started on this machine; fetches its model if that is not here.
+pub async fn specify(
+    args: Spawn,
+    id: WorkerId,
+    gateway: String,
+    config: &Config,
+    output: &Output,
+) -> Result<WorkerSpec, Failure> {
+    let device = device(args.backend, args.gpu)?;
     let (model, model_path) = if args.backend == Backend::Scripted {
         (model_name(&args.model)?, None)
     } else {
         let model = download::ensure(config, output, &args.model).await?;
         (model.name, Some(model.path))
     };
-    let spec = WorkerSpec {
+    Ok(WorkerSpec {
         id,
         model,
         model_path,
@@ -69,17 +87,8 @@ pub async fn spawn(args: Spawn, config: &Config, output: &Output) -> Result<(), 
         threads: args.threads,
         port: args.port,
         script: args.script.as_deref().map(absolute).transpose()?,
-        gateway: gateway.control_url().to_owned(),
-    };
-    start(
-        &spec,
-        args.no_wait,
-        Duration::from_secs(args.timeout),
-        config,
-        &gateway,
-        output,
-    )
-    .await
+        gateway,
+    })
 }
 
 /// Stops a worker of this machine and starts it again as it was; prints its id once it is ready.
@@ -129,19 +138,21 @@ async fn start(
             process: running.process,
         };
         let bar = output.steps(100, &format!("loading {} on {} (percent)", spec.model, spec.device));
-        let outcome = launch::until_ready(gateway, spec, &mut running, limit, |view| {
-            if let Event::Loading { percent, message } = Event::loading(view) {
-                bar.set_message(message.unwrap_or_default());
-                bar.set_position(percent.unwrap_or(0));
-            }
-        })
-        .await;
+        let outcome = launch::until_ready(gateway, spec, &mut running, limit, |view| show_loading(&bar, view)).await;
         bar.finish_and_clear();
         outcome?;
         std::mem::forget(unfinished);
     }
     tell(&spec.id, output);
     Ok(())
+}
+
+/// Shows how far a worker has loaded its model.
+pub fn show_loading(bar: &ProgressBar, view: &WorkerView) {
+    if let Event::Loading { percent, message } = Event::loading(view) {
+        bar.set_message(message.unwrap_or_default());
+        bar.set_position(percent.unwrap_or(0));
+    }
 }
 
 /// Waits until the supervisor has started this worker's successor and that is ready.
@@ -177,21 +188,35 @@ async fn followed(
 }
 
 async fn refuse_taken(id: &WorkerId, config: &Config, gateway: &Gateway) -> Result<(), Failure> {
-    let here = state::worker(config, id).is_some_and(|run| process::is_alive(&run.process));
-    let there = gateway
-        .worker(id)
-        .await?
-        .is_some_and(|view| view.state != WorkerState::Lost);
-    if here || there {
-        return Err(Failure::task(
-            format!("there is a worker {id} already"),
-            format!("choose another --name, or stop it with `hivectl worker stop {id}`"),
-        ));
-    }
-    Ok(())
+    refuse_running(id, config)?;
+    refuse_known(id, gateway).await
 }
 
-fn tell(id: &WorkerId, output: &Output) {
+/// Fails if a worker of this id runs on this machine.
+pub fn refuse_running(id: &WorkerId, config: &Config) -> Result<(), Failure> {
+    match state::worker(config, id) {
+        Some(run) if process::is_alive(&run.process) => Err(taken(id)),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if the gateway has a worker of this id.
+pub async fn refuse_known(id: &WorkerId, gateway: &Gateway) -> Result<(), Failure> {
+    match gateway.worker(id).await? {
+        Some(view) if view.state != WorkerState::Lost => Err(taken(id)),
+        _ => Ok(()),
+    }
+}
+
+fn taken(id: &WorkerId) -> Failure {
+    Failure::task(
+        format!("there is a worker {id} already"),
+        format!("choose another --name, or stop it with `hivectl worker stop {id}`"),
+    )
+}
+
+/// Says which worker has come to life.
+pub fn tell(id: &WorkerId, output: &Output) {
     if output.is_json() {
         output.json(&serde_json::json!({ "id": id }));
     } else {

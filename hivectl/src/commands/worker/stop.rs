@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use wire::{WorkerId, WorkerKind, WorkerState};
 
-use super::unknown;
+use super::{not_from_here, unknown};
 use crate::{
     config::Config,
     error::Failure,
@@ -28,6 +28,18 @@ pub async fn stop(id: &WorkerId, drain: u64, config: &Config, output: &Output) -
         Some(run) => here(run, drain, config, output).await,
         None => elsewhere(id, drain, config, output).await,
     }
+}
+
+/// Stops a worker of this machine, and knows no other.
+pub async fn stop_here(id: &WorkerId, drain: u64, config: &Config, output: &Output) -> Result<(), Failure> {
+    let drain = Duration::from_secs(drain).max(SHORTEST);
+    here(
+        state::worker(config, id).ok_or_else(|| not_from_here(id))?,
+        drain,
+        config,
+        output,
+    )
+    .await
 }
 
 async fn here(run: WorkerRun, drain: Duration, config: &Config, output: &Output) -> Result<(), Failure> {
