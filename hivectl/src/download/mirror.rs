@@ -64,15 +64,13 @@ async fn download(requirement: &str, folder: &Path, size: Option<u64>, out: &Out
         if out_of_space(&said) {
             part::check_space(folder, size.unwrap_or(u64::MAX))?;
         }
-        let said: Vec<&str> = said
-            .lines()
-            .map(str::trim)
-            .filter(|line| line.starts_with("ERROR"))
-            .collect();
-        return Err(failed(said.last().map_or_else(
-            || format!("pip ended with {}", ended.status),
-            |line| (*line).to_owned(),
-        )));
+        if said.contains("WARNING: Retrying") {
+            return Err(failed("its package index cannot be reached".into()));
+        }
+        let last = said.lines().rev().find_map(|line| line.trim().strip_prefix("ERROR: "));
+        return Err(failed(
+            last.map_or_else(|| format!("pip ended with {}", ended.status), str::to_owned),
+        ));
     }
     let wheels = fs::read_dir(folder).map_err(Error::io(format!("reading {}", folder.display())))?;
     wheels
@@ -119,7 +117,9 @@ async fn run_pip(requirement: &str, folder: &Path, size: Option<u64>, out: &Outp
                 ended = &mut ended => break ended.map_err(Error::io(format!("running {program}")))?,
                 () = tokio::time::sleep(Duration::from_millis(200)) => {
                     let gathered = bytes_in(folder);
-                    bar.set_position(size.map_or(gathered, |size| gathered.min(size)));
+                    // What pip unpacks and moves is gone for a moment; progress never goes back.
+                    let gathered = size.map_or(gathered, |size| gathered.min(size));
+                    bar.set_position(gathered.max(bar.position()));
                 }
             }
         };
