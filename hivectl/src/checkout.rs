@@ -137,7 +137,11 @@ impl Checkout {
             .clone()
             .filter(|cargo| cargo.is_file())
             .unwrap_or_else(|| "cargo".into());
-        let mut child = Command::new(&cargo)
+        let mut command = Command::new(&cargo);
+        for name in OF_CARGO_RUN {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(self.arguments(cuda))
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
@@ -172,6 +176,29 @@ impl Checkout {
         )
     }
 }
+
+/// What `cargo run` sets for the program it runs. Build scripts that watch them (ring's does) would run again, and
+/// half of the engine be compiled again, whenever a build under `cargo run` follows one without, or the other way.
+const OF_CARGO_RUN: [&str; 18] = [
+    "CARGO",
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_MANIFEST_PATH",
+    "CARGO_PKG_AUTHORS",
+    "CARGO_PKG_DESCRIPTION",
+    "CARGO_PKG_HOMEPAGE",
+    "CARGO_PKG_LICENSE",
+    "CARGO_PKG_LICENSE_FILE",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_README",
+    "CARGO_PKG_REPOSITORY",
+    "CARGO_PKG_RUST_VERSION",
+    "CARGO_PKG_VERSION",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
 
 /// Follows cargo's stderr: progress becomes a bar, the rest is kept for the case of a failure.
 async fn watch(mut stderr: impl AsyncRead + Unpin, output: &Output) -> io::Result<VecDeque<String>> {
