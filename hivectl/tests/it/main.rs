@@ -1,0 +1,23 @@
+//! hivectl at the command line, with real processes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test, a panic is the report"
+)]
+
+mod attach;
+mod build;
+mod chat;
+mod down;
+mod fake_hub;
+mod house;
+mod jobs;
+mod keys;
+mod models;
+mod real;
+#[cfg(feature = "system-tests")]
+mod ssh;
+mod supervisor;
+mod up;
+mod usage;
+mod worker;
