@@ -3,19 +3,25 @@
 //! Every way it can go wrong becomes a [`Failure`] with its next step. No proxy is ever used, and no key leaves for a
 //! gateway other than the one it belongs to.
 
+mod answer;
+mod refusal;
+
 use std::time::Duration;
 
-use eventsource_stream::Eventsource;
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use wire::{
-    Attach, CreatedKey, ErrorEnvelope, GatewayRun, JoinToken, KeyView, NewJoinToken, NewKey, RequestView, WorkerId,
-    WorkerView,
+    Attach, CreatedKey, GatewayRun, JoinToken, KeyView, NewJoinToken, NewKey, RequestView, WorkerId, WorkerView,
 };
 
+pub use self::answer::{Chat, Piece};
+use self::{
+    answer::pieces,
+    refusal::{refused, silent, unreachable_at},
+};
 use crate::{config::Config, error::Failure, state};
 
 /// How long a connection may take.
@@ -31,23 +37,6 @@ pub struct Gateway {
     data_url: Option<String>,
     admin_key: Option<SecretString>,
     inference_key: Option<SecretString>,
-}
-
-/// A chat on its way: the request's id, and the events that come.
-pub struct Chat<S> {
-    /// The gateway's id for the request.
-    pub id: String,
-    /// Its events.
-    pub pieces: S,
-}
-
-/// What a streamed chat brings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
-    /// Some of the answer.
-    Text(String),
-    /// Why it ended, in OpenAI's words.
-    Finish(String),
 }
 
 impl Gateway {
@@ -349,104 +338,6 @@ impl Gateway {
     }
 }
 
-fn pieces(response: reqwest::Response, silence: Duration) -> impl Stream<Item = Result<Piece, Failure>> {
-    let events = response.bytes_stream().eventsource();
-    // The state is the events still to come; `None` once the answer has ended, well or badly.
-    futures_util::stream::unfold(Some(Box::pin(events)), move |events| async move {
-        let mut events = events?;
-        loop {
-            let piece = match tokio::time::timeout(silence, events.next()).await {
-                Err(_) => Err(silent(silence)),
-                Ok(Some(Ok(event))) if event.data == "[DONE]" => return None,
-                Ok(Some(Ok(event))) => match read_event(&event.data) {
-                    Ok(None) => continue,
-                    Ok(Some(piece)) => return Some((Ok(piece), Some(events))),
-                    Err(failure) => Err(failure),
-                },
-                Ok(Some(Err(error))) => Err(cut().because(error)),
-                Ok(None) => Err(cut()),
-            };
-            return Some((piece, None));
-        }
-    })
-}
-
-fn read_event(data: &str) -> Result<Option<Piece>, Failure> {
-    let event: Value = serde_json::from_str(data).map_err(|error| cut().because(error))?;
-    if event.get("error").is_some() {
-        return Err(refused(StatusCode::OK, data.as_bytes()));
-    }
-    let choice = &event["choices"][0];
-    if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
-        return Ok(Some(Piece::Text(text.to_owned())));
-    }
-    Ok(choice["finish_reason"]
-        .as_str()
-        .map(|reason| Piece::Finish(reason.to_owned())))
-}
-
-/// A refusal in the gateway's own words, with the exit code its error code stands for.
-fn refused(status: StatusCode, body: &[u8]) -> Failure {
-    let Ok(ErrorEnvelope { error }) = serde_json::from_slice(body) else {
-        return Failure::other_side(
-            format!("the gateway answered {status} without saying why"),
-            "check that the URL is a hive gateway's; its log may say more",
-        );
-    };
-    let what = error.message;
-    match error.code.as_deref().unwrap_or_default() {
-        "model_not_found" => Failure::usage(what, "see the models with `hivectl worker list`"),
-        "invalid_request" | "unsupported_parameter" => Failure::usage(what, "correct the command and run it again"),
-        "invalid_api_key" => Failure::task(what, "set HIVE_ADMIN_KEY, or --state-dir to the hive's own folder"),
-        "deadline_exceeded" | "queue_timeout" => Failure::timeout(what, "run it again when the hive is less busy"),
-        "no_worker" => Failure::task(
-            what,
-            "see `hivectl worker list`, and start one with `hivectl worker spawn`",
-        ),
-        "shutting_down" => Failure::other_side(what, "start it with `hivectl up`"),
-        code if status == StatusCode::NOT_FOUND => {
-            Failure::usage(what, format!("list what there is, and use a name from it ({code})"))
-        }
-        "worker_lost" | "worker_stalled" | "worker_failed" => {
-            Failure::task(what, "run it again; `hivectl worker list` shows how the workers are")
-        }
-        _ => Failure::task(
-            what,
-            "see the gateway's log under `logs/gateway.log` in the state folder",
-        ),
-    }
-}
-
-fn unreachable_at(url: Result<&str, Failure>, error: reqwest::Error) -> Failure {
-    let url = url.unwrap_or("its URL");
-    if error.is_timeout() {
-        return Failure::timeout(
-            format!("the gateway at {url} did not answer in time"),
-            "see how it is with `hivectl status`",
-        )
-        .because(error.without_url());
-    }
-    Failure::other_side(
-        format!("the gateway at {url} cannot be reached"),
-        "start it with `hivectl up`",
-    )
-    .because(error.without_url())
-}
-
-fn silent(silence: Duration) -> Failure {
-    Failure::timeout(
-        format!("nothing came for {} s", silence.as_secs()),
-        "allow more with --timeout, or see how the worker is with `hivectl worker list`",
-    )
-}
-
-fn cut() -> Failure {
-    Failure::task(
-        "the answer was cut off before its end",
-        "run it again; `hivectl status` shows what still runs",
-    )
-}
-
 /// An id from the command line as one segment of a path.
 fn segment(id: &str) -> Result<&str, Failure> {
     let fine = !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
@@ -464,36 +355,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    #[test]
-    fn events_become_pieces_and_error_events_become_failures() {
-        let text = r#"{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}"#;
-        assert_eq!(read_event(text).unwrap(), Some(Piece::Text("Hi".into())));
-        let role = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
-        assert_eq!(read_event(role).unwrap(), None);
-        let end = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
-        assert_eq!(read_event(end).unwrap(), Some(Piece::Finish("stop".into())));
-        assert_eq!(read_event(r#"{"choices":[],"usage":{}}"#).unwrap(), None);
-        let lost =
-            r#"{"error":{"message":"the worker died","type":"upstream_error","param":null,"code":"worker_lost"}}"#;
-        let failure = read_event(lost).unwrap_err();
-        assert_eq!((failure.what(), failure.exit_code()), ("the worker died", 1));
-    }
-
-    #[test]
-    fn refusals_carry_the_exit_code_of_their_kind() {
-        let code = |status: u16, code: &str| {
-            let body = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
-            refused(StatusCode::from_u16(status).unwrap(), body.as_bytes()).exit_code()
-        };
-        assert_eq!(code(404, "model_not_found"), 2);
-        assert_eq!(code(404, "unknown_worker"), 2);
-        assert_eq!(code(400, "invalid_request"), 2);
-        assert_eq!(code(401, "invalid_api_key"), 1);
-        assert_eq!(code(503, "no_worker"), 1);
-        assert_eq!(code(504, "deadline_exceeded"), 124);
-        assert_eq!(refused(StatusCode::BAD_GATEWAY, b"<html>").exit_code(), 3);
-    }
 
     #[test]
     fn an_id_from_the_command_line_cannot_change_the_path() {

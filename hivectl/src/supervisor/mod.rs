@@ -3,17 +3,16 @@
 //! The same code runs in the foreground of `up` and, after `up --detach`, in a process of its own. It draws nothing:
 //! what happens is told as [`Event`]s.
 
-pub mod backoff;
+mod backoff;
 pub mod stop;
+mod tend;
 
 use std::{
     cell::Cell,
-    convert::Infallible,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
@@ -25,20 +24,15 @@ use crate::{
     error::Failure,
     gateway_client::Gateway,
     launch::{self, Running},
-    logs, process,
+    process,
     signals::{Signals, Wish},
     state::{self, SupervisorRun, WorkerRun, WorkerSpec},
 };
-use backoff::Backoff;
 
-/// Deaths in a row while loading after which a worker is given up.
-const DEATHS_WHILE_LOADING: u32 = 5;
 /// How long answers in the making may take to end when the hive is stopped.
 const DRAIN: Duration = Duration::from_secs(120);
 /// How long what an earlier supervisor left may take to be usable.
 const ADOPTION: Duration = Duration::from_secs(5);
-/// How often logs are looked at for rotation.
-const ROTATION: Duration = Duration::from_secs(10);
 
 /// What to keep up.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -225,118 +219,10 @@ async fn start<'a>(config: &'a Config, mut plan: Plan, tell: &impl Fn(Event)) ->
     })
 }
 
-impl Hive<'_> {
-    /// Tends the hive for ever; dropping the future stops the tending, not the hive.
-    async fn tend(self, tell: &impl Fn(Event)) -> Infallible {
-        let Self {
-            config,
-            plan,
-            client,
-            gateway,
-            worker,
-        } = self;
-        let rotation = async {
-            loop {
-                sleep(ROTATION).await;
-                if let Err(error) = logs::rotate_all(&config.logs()) {
-                    tell(Event::Note(format!("a log could not be rotated: {error}")));
-                }
-            }
-        };
-        tokio::select! {
-            never = tend_gateway(config, &plan, gateway, tell) => never,
-            never = tend_worker(config, &plan, &client, worker, tell) => never,
-            never = rotation => never,
-        }
-    }
-}
-
 impl Plan {
     fn load_limit(&self) -> Duration {
         Duration::from_secs(self.load_limit_s)
     }
-}
-
-async fn tend_gateway(config: &Config, plan: &Plan, mut gateway: Running, tell: &impl Fn(Event)) -> Infallible {
-    let (mut backoff, mut began) = (Backoff::default(), Instant::now());
-    let mut how = gateway.ended().await;
-    loop {
-        let wait = backoff.after(began.elapsed(), rand::random());
-        tell(Event::Note(format!(
-            "the gateway is gone: {how}; it is started again in {} ms",
-            wait.as_millis()
-        )));
-        sleep(wait).await;
-        began = Instant::now();
-        how = match start_gateway(config, plan).await {
-            Ok((mut running, ..)) => {
-                tell(Event::Note("the gateway is back".to_owned()));
-                running.ended().await
-            }
-            Err(failure) => failure.in_one_line(),
-        };
-    }
-}
-
-async fn tend_worker(
-    config: &Config,
-    plan: &Plan,
-    client: &Gateway,
-    mut worker: Running,
-    tell: &impl Fn(Event),
-) -> Infallible {
-    let spec = &plan.worker;
-    let is_wanted = || state::worker(config, &spec.id).is_some_and(|run| !run.stopping);
-    let (mut backoff, mut began) = (Backoff::default(), Instant::now());
-    let mut deaths_while_loading = 0;
-    let mut how = worker.ended().await;
-    while is_wanted() && deaths_while_loading < DEATHS_WHILE_LOADING {
-        let wait = backoff.after(began.elapsed(), rand::random());
-        tell(Event::Note(format!(
-            "worker {} is gone: {how}; it is started again in {} ms",
-            spec.id,
-            wait.as_millis()
-        )));
-        sleep(wait).await;
-        if !is_wanted() {
-            break;
-        }
-        began = Instant::now();
-        how = match launch::worker(config, client, &plan.programs.worker, spec, true).await {
-            Ok(mut running) => match launch::until_ready(client, spec, &mut running, plan.load_limit(), |_| ()).await {
-                Ok(()) => {
-                    deaths_while_loading = 0;
-                    tell(Event::Note(format!("worker {} is back", spec.id)));
-                    running.ended().await
-                }
-                Err(failure) => {
-                    deaths_while_loading += 1;
-                    // One that is stuck must not load beside its successor.
-                    let _ = process::send(&running.process, Signal::SIGKILL);
-                    failure.in_one_line()
-                }
-            },
-            // The gateway may be on its own way back: no death of the worker.
-            Err(failure) => failure.in_one_line(),
-        };
-    }
-    let last_words = if is_wanted() {
-        let trouble = format!(
-            "worker {0} died {deaths_while_loading} times while loading and is not started again; see `hivectl worker logs {0}`",
-            spec.id
-        );
-        if let Err(failure) = state::update_supervisor(config, |run| run.trouble = Some(trouble.clone())) {
-            tell(Event::Note(failure.in_one_line()));
-        }
-        trouble
-    } else {
-        format!("worker {} was stopped", spec.id)
-    };
-    if let Some(run) = state::worker(config, &spec.id).filter(|run| !process::is_alive(&run.process)) {
-        state::forget_worker(config, &spec.id, &run.process);
-    }
-    tell(Event::Note(last_words));
-    std::future::pending().await
 }
 
 async fn start_gateway(config: &Config, plan: &Plan) -> Result<(Running, GatewayRun, Gateway), Failure> {

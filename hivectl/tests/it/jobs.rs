@@ -1,0 +1,141 @@
+//! `hivectl jobs …`: requests, how they end, and what the books say.
+
+use std::{fs::File, process::Stdio};
+
+use nix::sys::signal::Signal;
+
+use crate::house::{House, eventually};
+
+#[test]
+fn a_job_tells_its_id_and_streams_its_tokens() {
+    let house = House::new();
+    house.up(&[]);
+    let ended = house
+        .run(&[
+            "jobs",
+            "submit",
+            "--model",
+            "echo",
+            "--prompt",
+            "one two",
+            "--max-tokens",
+            "9",
+            "--temperature",
+            "0",
+        ])
+        .expect(0);
+    assert_eq!(ended.stdout, "one two\n");
+    let id = ended.stderr.trim().to_owned();
+    let job = eventually("the books have it", || {
+        house
+            .json(&["jobs", "list"])
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|job| job["id"] == *id && job["state"] == "completed")
+            .cloned()
+    });
+    let mut keys: Vec<&String> = job.as_object().unwrap().keys().collect();
+    keys.sort();
+    let expected = [
+        "completion_tokens",
+        "id",
+        "key_id",
+        "model",
+        "prompt_tokens",
+        "started_at_ms",
+        "state",
+        "total_ms",
+        "ttft_ms",
+        "worker",
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!(
+        (&job["model"], &job["worker"], &job["completion_tokens"]),
+        (&"echo".into(), &"scripted-0".into(), &2.into())
+    );
+}
+
+#[test]
+fn an_unknown_model_is_a_usage_error() {
+    let house = House::new();
+    house.up(&[]);
+    house
+        .run(&["jobs", "submit", "--model", "nobody", "--prompt", "x"])
+        .expect(2)
+        .says("`nobody` does not exist");
+}
+
+#[test]
+fn a_worker_lost_in_the_middle_fails_the_job_with_a_sentence() {
+    let house = House::new();
+    let script = house.file(
+        "die.json",
+        r#"{"tokens": 5, "interval_ms": 20, "fault": {"at": 3, "kind": "die"}}"#,
+    );
+    house.up(&["--script", &script]);
+    let ended = house
+        .run(&["jobs", "submit", "--model", "echo", "--prompt", "x"])
+        .expect(1)
+        .says("lost");
+    assert!(!ended.stdout.is_empty());
+}
+
+#[test]
+fn ctrl_c_cancels_the_job() {
+    let house = House::new();
+    let script = house.file("endless.json", r#"{"tokens": 100000, "interval_ms": 20}"#);
+    house.up(&["--script", &script]);
+    let job = house.start(&["jobs", "submit", "--model", "echo", "--prompt", "x"]);
+    let id = eventually("the job runs", || job.stderr().lines().next().map(str::to_owned));
+    job.signal(Signal::SIGINT);
+    job.end().expect(130).says("cancelled");
+    eventually("the books say so", || {
+        house
+            .json(&["jobs", "list"])
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|job| job["id"] == *id && job["state"] == "cancelled")
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_job_can_be_cancelled_by_its_id() {
+    let house = House::new();
+    let script = house.file("endless.json", r#"{"tokens": 100000, "interval_ms": 20}"#);
+    house.up(&["--script", &script]);
+    let job = house.start(&["jobs", "submit", "--model", "echo", "--prompt", "x"]);
+    let id = eventually("the job runs", || job.stderr().lines().next().map(str::to_owned));
+    house.run(&["jobs", "cancel", &id]).expect(0);
+    job.end().expect(1).says("cancelled");
+    house.run(&["jobs", "cancel", "nothing"]).expect(2);
+    house.run(&["jobs", "cancel", "../keys"]).expect(2);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_job_without_a_fault() {
+    let house = House::new();
+    let script = house.file("endless.json", r#"{"tokens": 100000, "interval_ms": 1}"#);
+    house.up(&["--script", &script]);
+    let mut job = house.command(&["jobs", "submit", "--model", "echo", "--prompt", "x"]);
+    let mut job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(job.stdout.take());
+    let status = eventually("the job ends", || job.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_full_disk_behind_stdout_is_told() {
+    let house = House::new();
+    house.up(&[]);
+    let mut list = house.command(&["worker", "list"]);
+    let ended = list
+        .stdout(File::options().write(true).open("/dev/full").unwrap())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("could not be written to stdout"));
+}

@@ -1,0 +1,95 @@
+//! What the supervisor does about deaths, and what happens after its own.
+
+use nix::sys::signal::Signal;
+
+use crate::house::{House, eventually, kill, recorded_pid};
+
+#[test]
+fn a_killed_worker_is_started_again() {
+    let house = House::new();
+    house.up(&[]);
+    let before = house.worker("scripted-0").unwrap();
+    let pid = before["pid"].as_u64().unwrap();
+    kill(pid, Signal::SIGKILL);
+    house.ready("scripted-0", Some(pid));
+    let after = house.worker("scripted-0").unwrap();
+    assert!(after["epoch"].as_i64() > before["epoch"].as_i64(), "{before} {after}");
+    let answer = house
+        .run(&["jobs", "submit", "--model", "echo", "--prompt", "again"])
+        .expect(0)
+        .stdout;
+    assert_eq!(answer, "again\n");
+}
+
+#[test]
+fn a_killed_gateway_comes_back_where_it_was() {
+    let house = House::new();
+    house.up(&[]);
+    let before = house.json(&["status"])["gateway"].clone();
+    kill(before["pid"].as_u64().unwrap(), Signal::SIGKILL);
+    let after = eventually("the gateway is back", || {
+        let status = house.run(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status.stdout).ok()?;
+        (status["gateway"]["ready"] == true).then(|| status["gateway"].clone())
+    });
+    assert_ne!(after["pid"], before["pid"]);
+    assert_eq!(
+        (&after["data_url"], &after["control_url"]),
+        (&before["data_url"], &before["control_url"])
+    );
+    house.ready("scripted-0", None);
+}
+
+#[test]
+fn an_up_after_the_supervisor_was_killed_keeps_what_runs_and_tends_it() {
+    let house = House::new();
+    let first = house.up(&[]).stdout;
+    let (gateway, worker) = (
+        house.json(&["status"])["gateway"]["pid"].clone(),
+        house.ready("scripted-0", None),
+    );
+    kill(recorded_pid(&house.home().join("run/supervisor.json")), Signal::SIGKILL);
+    assert!(
+        house
+            .run(&["status"])
+            .expect(0)
+            .stdout
+            .contains("no supervisor keeps it up")
+    );
+
+    assert_eq!(house.up(&[]).stdout, first);
+    assert_eq!(house.json(&["status"])["gateway"]["pid"], gateway);
+    assert_eq!(house.ready("scripted-0", None), worker);
+    kill(worker, Signal::SIGKILL);
+    house.ready("scripted-0", Some(worker));
+    house.run(&["down"]).expect(0);
+    house.is_empty();
+}
+
+#[test]
+fn a_stopped_worker_stays_stopped() {
+    let house = House::new();
+    house.up(&[]);
+    house.run(&["worker", "stop", "scripted-0"]).expect(0);
+    // The supervisor says so once it has understood.
+    eventually("the supervisor has noticed", || {
+        let log = std::fs::read_to_string(house.home().join("logs/supervisor.log")).unwrap();
+        log.contains("worker scripted-0 was stopped").then_some(())
+    });
+    assert_eq!(house.worker("scripted-0"), None);
+    assert_eq!(house.json(&["status"])["gateway"]["ready"], true);
+    house.run(&["down"]).expect(0);
+    house.is_empty();
+}
+
+#[test]
+fn the_supervisors_log_is_one_json_object_a_line() {
+    let house = House::new();
+    house.up(&[]);
+    let log = std::fs::read_to_string(house.home().join("logs/supervisor.log")).unwrap();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(record["message"].is_string() && record["time_ms"].is_u64(), "{line}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The command line itself: usage errors, completions, doctor.
+
+use std::process::Command;
+
+use crate::house::{House, Started};
+
+#[test]
+fn wrong_flags_are_usage_errors() {
+    let house = House::new();
+    for wrong in [
+        &["fly"][..],
+        &["up", "--print-env"],
+        &["up", "--once"],
+        &["up", "--detach", "--ask", "x", "--once"],
+        &["worker", "spawn", "abacus", "--model", "m"],
+        &["worker", "stop", "../x"],
+        &["jobs", "submit", "--model", "a b", "--prompt", "x"],
+    ] {
+        assert_eq!(house.run(wrong).code, 2, "{wrong:?}");
+    }
+    assert!(!house.home().exists());
+}
+
+#[test]
+fn completions_are_scripts_their_shells_can_read() {
+    let house = House::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = house.run(&["completions", shell]).expect(0).stdout;
+        assert!(script.contains("hivectl") && script.contains("worker"), "{shell}");
+    }
+    let script = house.file("completions", &house.run(&["completions", "bash"]).expect(0).stdout);
+    let mut bash = Command::new("bash");
+    bash.args(["-n", &script]);
+    Started::new(bash).end().expect(0);
+}
+
+#[test]
+fn doctor_looks_at_everything_and_says_what_to_do() {
+    let house = House::new();
+    let mut command = house.command(&["doctor", "--json"]);
+    command.env("HF_ENDPOINT", "http://127.0.0.1:1");
+    let ended = Started::new(command).end();
+    let checks: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let checks = checks.as_array().unwrap();
+    let status = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap()["status"].clone();
+    assert_eq!(status("state folder"), "ok");
+    assert_eq!(status("model hub"), "warn");
+    for check in checks {
+        assert!(check["status"] == "ok" || check["remedy"].is_string(), "{check}");
+    }
+    let failed = checks.iter().any(|check| check["status"] == "fail");
+    assert_eq!(ended.code, i32::from(failed));
+}
+
+#[test]
+fn doctor_notices_a_key_that_others_can_read() {
+    let house = House::new();
+    house.up(&[]);
+    let key = house.home().join("keys/admin");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    house.run(&["doctor"]).expect(1);
+    assert!(house.run(&["doctor"]).stdout.contains("chmod 600"));
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+}
