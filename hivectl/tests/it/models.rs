@@ -13,6 +13,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -43,11 +47,7 @@ impl User {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join("home");
         fs::create_dir(&home).unwrap();
-        fs::write(
-            home.join("config.toml"),
-            "[hivectl.download]\nstall_timeout = \"400ms\"\nbackoff = \"1ms\"\n",
-        )
-        .unwrap();
+        fs::write(home.join("config.toml"), "[hivectl.download]\nbackoff = \"1ms\"\n").unwrap();
         Self {
             folder,
             endpoint: endpoint.into(),
@@ -98,14 +98,9 @@ impl User {
     }
 
     /// Starts a download and returns when its stderr has a line with `sign` in it.
-    fn start_until(&self, arguments: &[&str], sign: &str) -> Child {
+    fn start_until(&self, mut command: Command, sign: &str) -> Child {
         let _guard = self.runtime.enter();
-        let mut child = self
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         self.runtime.block_on(async {
             while let Some(line) = lines.next_line().await.unwrap() {
@@ -119,6 +114,22 @@ impl User {
         self.runtime
             .spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         child
+    }
+
+    /// Sends a signal and waits for the end; the exit code, if there is one.
+    fn signal(&self, mut child: Child, signal: Signal) -> Option<i32> {
+        kill(Pid::from_raw(child.id().unwrap().cast_signed()), signal).unwrap();
+        self.runtime.block_on(child.wait()).unwrap().code()
+    }
+
+    fn has_only_parts(&self) {
+        assert_eq!(self.list(), json!([]));
+        let left = files(&self.path("models"));
+        assert!(
+            left.iter()
+                .all(|file| Path::new(file).extension().is_some_and(|end| end == "part")),
+            "{left:?}"
+        );
     }
 
     fn list(&self) -> Value {

@@ -10,7 +10,10 @@ use crate::house::{House, Started, eventually};
 
 /// The folder that tests of this workspace share: models and SDKs are fetched once and kept.
 fn shared() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("hive-test");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .unwrap()
+        .join("hive-test");
     fs::create_dir_all(&folder).unwrap();
     folder
 }
@@ -24,11 +27,23 @@ struct Hive {
 impl Hive {
     fn up() -> Self {
         let house = House::new();
-        let arguments = ["up", "--no-build", "--port", "0", "--control-port", "0", "--detach", "--print-env"];
+        let arguments = [
+            "up",
+            "--no-build",
+            "--port",
+            "0",
+            "--control-port",
+            "0",
+            "--detach",
+            "--print-env",
+        ];
         let printed = Started::new(command(&house, &arguments)).end().expect(0).stdout;
         let export = |line: &str| {
             let (name, value) = line.strip_prefix("export ")?.split_once('=')?;
-            Some((name.to_owned(), value.strip_prefix('\'')?.strip_suffix('\'')?.to_owned()))
+            Some((
+                name.to_owned(),
+                value.strip_prefix('\'')?.strip_suffix('\'')?.to_owned(),
+            ))
         };
         let environment = printed.lines().map(|line| export(line).expect(line)).collect();
         Self { house, environment }
@@ -42,7 +57,10 @@ impl Hive {
     fn run(&self, program: &mut Command) -> String {
         program.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = program.output().unwrap();
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
         assert!(output.status.success(), "{program:?}\n{stdout}\n{stderr}");
         stdout.into_owned()
     }
@@ -52,7 +70,8 @@ impl Hive {
 fn command(house: &House, arguments: &[&str]) -> Command {
     let mut command = house.command(arguments);
     command.env("HIVE_MODELS", shared().join("models"));
-    let of_the_machine = |name: &str| name.starts_with("PIP_") || name.to_lowercase().ends_with("_proxy") || name.starts_with("SSL_");
+    let of_the_machine =
+        |name: &str| name.starts_with("PIP_") || name.to_lowercase().ends_with("_proxy") || name.starts_with("SSL_");
     command.envs(std::env::vars().filter(|(name, _)| of_the_machine(name)));
     command
 }
@@ -73,7 +92,11 @@ fn tools(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 
 fn must(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn script(name: &str) -> PathBuf {
@@ -91,7 +114,10 @@ fn the_official_python_package_lists_chats_streams_and_raises() {
             must(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]));
         });
         let said = hive.run(Command::new(venv.join("bin/python")).arg(script("openai_python.py")));
-        assert!(said.contains(&format!("openai {major}.")) && said.contains("all good"), "{said}");
+        assert!(
+            said.contains(&format!("openai {major}.")) && said.contains("all good"),
+            "{said}"
+        );
     }
 }
 
@@ -101,7 +127,11 @@ fn the_official_node_package_lists_chats_streams_and_raises() {
     let hive = Hive::up();
     let folder = tools("openai-node", |folder| {
         fs::create_dir_all(folder).unwrap();
-        must(Command::new("npm").args(["install", "--silent", "--no-audit", "--no-fund", "openai"]).current_dir(folder));
+        must(
+            Command::new("npm")
+                .args(["install", "--silent", "--no-audit", "--no-fund", "openai"])
+                .current_dir(folder),
+        );
     });
     // Node looks for packages beside the script, so the script goes beside the package.
     fs::copy(script("openai_node.mjs"), folder.join("openai_node.mjs")).unwrap();
@@ -109,10 +139,37 @@ fn the_official_node_package_lists_chats_streams_and_raises() {
     assert!(said.contains("all good"), "{said}");
 }
 
+#[cfg(feature = "system-tests")]
+#[test]
+fn a_person_tries_a_chat_out_in_the_docs() {
+    let hive = Hive::up();
+    let venv = tools("selenium", |venv| {
+        must(Command::new("python3").args(["-m", "venv"]).arg(venv));
+        must(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "selenium"]));
+    });
+    let profile = hive.house.path("browser");
+    let said = hive.run(
+        Command::new(venv.join("bin/python"))
+            .arg(script("swagger.py"))
+            .arg(profile),
+    );
+    assert!(said.contains("all good"), "{said}");
+}
+
 #[test]
 fn one_question_is_answered_on_stdout_alone_and_nothing_stays() {
     let house = House::new();
-    let arguments = ["up", "--no-build", "--port", "0", "--control-port", "0", "--ask", "Name a colour.", "--once"];
+    let arguments = [
+        "up",
+        "--no-build",
+        "--port",
+        "0",
+        "--control-port",
+        "0",
+        "--ask",
+        "Name a colour.",
+        "--once",
+    ];
     let ended = Started::new(command(&house, &arguments)).end().expect(0);
     assert!(!ended.stdout.trim().is_empty());
     assert!(!ended.stdout.contains("http://"), "{}", ended.stdout);
@@ -122,7 +179,16 @@ fn one_question_is_answered_on_stdout_alone_and_nothing_stays() {
 #[test]
 fn a_killed_real_worker_costs_its_stream_an_error_and_a_new_one_serves() {
     let hive = Hive::up();
-    let mut job = hive.hivectl(&["jobs", "submit", "--model", "smollm2-135m", "--prompt", "Tell a very long story.", "--max-tokens", "2000"]);
+    let mut job = hive.hivectl(&[
+        "jobs",
+        "submit",
+        "--model",
+        "smollm2-135m",
+        "--prompt",
+        "Tell a very long story.",
+        "--max-tokens",
+        "2000",
+    ]);
     eventually("tokens come", || (!job.stdout().is_empty()).then_some(()));
     let pid = hive.house.ready("cpu-0", None);
     crate::house::kill(pid, nix::sys::signal::Signal::SIGKILL);
@@ -130,6 +196,18 @@ fn a_killed_real_worker_costs_its_stream_an_error_and_a_new_one_serves() {
     let ended = job.end();
     assert_eq!(ended.code, 1, "{}", ended.stderr);
     hive.house.ready("cpu-0", Some(pid));
-    let again = hive.hivectl(&["jobs", "submit", "--model", "smollm2-135m", "--prompt", "Say hello.", "--max-tokens", "4"]).end().expect(0);
+    let again = hive
+        .hivectl(&[
+            "jobs",
+            "submit",
+            "--model",
+            "smollm2-135m",
+            "--prompt",
+            "Say hello.",
+            "--max-tokens",
+            "4",
+        ])
+        .end()
+        .expect(0);
     assert!(!again.stdout.trim().is_empty());
 }

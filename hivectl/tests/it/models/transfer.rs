@@ -1,17 +1,16 @@
 //! Lines that break, servers that fall silent, commands that are interrupted, disks that are full.
 
-use std::{fs, path::Path, sync::mpsc, time::Duration};
+use std::{fs, sync::mpsc};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde_json::json;
+use nix::sys::signal::Signal;
 #[cfg(feature = "system-tests")]
 use tokio::process::Command;
 
 use super::{HUB_FILE, User, files};
-use crate::fake_hub::{Asked, FakeHub, Reply, gguf, sha256};
+use crate::{
+    fake_hub::{Asked, FakeHub, Reply, gguf, sha256},
+    house::eventually,
+};
 
 #[test]
 fn a_cut_connection_is_resumed_where_it_broke_off() {
@@ -53,9 +52,14 @@ fn a_server_that_falls_silent_is_asked_again() {
         }
     });
     let user = User::of(hub.url());
+    fs::write(
+        user.path("home/config.toml"),
+        "[hivectl.download]\nstall_timeout = \"2s\"\nbackoff = \"1ms\"\n",
+    )
+    .unwrap();
     user.run(&["download", HUB_FILE])
         .expect(0)
-        .says("nothing came for 400ms");
+        .says("nothing came for 2s");
     assert_eq!(fs::read(user.path("models/m/m.gguf")).unwrap(), bytes);
     assert!(hub.asked()[1].from().is_some());
 }
@@ -74,21 +78,17 @@ fn a_download_that_was_interrupted_leaves_only_parts_and_goes_on_later() {
             }
         });
         let user = User::of(hub.url());
-        fs::write(user.path("home/config.toml"), "").unwrap();
-        let mut child = user.start_until(&["download", HUB_FILE], "m.gguf");
-        eventually(|| fs::metadata(user.path("models/m/m.gguf.part")).is_ok_and(|part| part.len() == 600_000));
-        kill(Pid::from_raw(child.id().unwrap().cast_signed()), signal).unwrap();
-        let status = user.runtime.block_on(child.wait()).unwrap();
-        assert_eq!(status.code(), (signal == Signal::SIGINT).then_some(130));
+        let child = user.start_until(user.command(&["download", HUB_FILE]), "m.gguf");
+        let part = user.path("models/m/m.gguf.part");
+        eventually("600 kB to be there", || {
+            fs::metadata(&part)
+                .is_ok_and(|part| part.len() == 600_000)
+                .then_some(())
+        });
+        assert_eq!(user.signal(child, signal), (signal == Signal::SIGINT).then_some(130));
         drop(release);
 
-        assert_eq!(user.list(), json!([]));
-        let left = files(&user.path("models"));
-        assert!(
-            left.iter()
-                .all(|file| Path::new(file).extension().is_some_and(|end| end == "part")),
-            "{left:?}"
-        );
+        user.has_only_parts();
         user.run(&["download", HUB_FILE]).expect(0);
         assert_eq!(hub.asked()[1].from(), Some(600_000));
         assert_eq!(fs::read(user.path("models/m/m.gguf")).unwrap(), bytes);
@@ -189,22 +189,12 @@ fn two_that_want_the_same_model_share_one_transfer() {
         }
     });
     let user = User::of(hub.url());
-    fs::write(user.path("home/config.toml"), "").unwrap();
-    let mut first = user.start_until(&["download", HUB_FILE], "m.gguf");
-    let mut second = user.start_until(&["download", HUB_FILE], "waiting for it");
+    let mut first = user.start_until(user.command(&["download", HUB_FILE]), "m.gguf");
+    let mut second = user.start_until(user.command(&["download", HUB_FILE]), "waiting for it");
     drop(release);
     for child in [&mut first, &mut second] {
         assert_eq!(user.runtime.block_on(child.wait()).unwrap().code(), Some(0));
     }
     assert_eq!(hub.asked().len(), 1);
     assert_eq!(user.run(&["verify"]).expect(0).stdout, "ok m\n");
-}
-
-/// Waits for something that another process does.
-fn eventually(mut holds: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(std::time::Instant::now() < deadline, "it never held");
-        std::thread::yield_now();
-    }
 }
