@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use axum::http::Uri;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -217,6 +218,15 @@ impl Default for Control {
             allowed_hosts: Vec::new(),
             advertise_url: None,
         }
+    }
+}
+
+impl Control {
+    /// The host names it answers for beyond the loopback ones: those allowed, and the one it tells workers to use.
+    pub fn hosts(&self) -> Vec<String> {
+        let advertised = self.advertise_url.as_deref().and_then(|url| url.parse::<Uri>().ok());
+        let advertised = advertised.as_ref().and_then(Uri::host).map(str::to_owned);
+        self.allowed_hosts.iter().cloned().chain(advertised).collect()
     }
 }
 
@@ -466,6 +476,17 @@ mod tests {
         assert_eq!(config.registry.allowed_cidrs, ["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(config.registry.heartbeat_interval, Duration::from_secs(2));
         assert_eq!(config.server.listen.port(), 0);
+    }
+
+    #[test]
+    fn the_control_plane_answers_for_the_name_it_advertises() {
+        let hosts = |url| {
+            let text = format!("[control]\nallowed_hosts = [\"hive\"]\nadvertise_url = \"{url}\"");
+            parse(&text, None, &[]).unwrap().control.hosts()
+        };
+        assert_eq!(hosts("http://10.0.0.7:7412"), ["hive", "10.0.0.7"]);
+        assert_eq!(hosts("https://[fd00::1]:7412/"), ["hive", "[fd00::1]"]);
+        assert_eq!(Control::default().hosts(), [""; 0]);
     }
 
     #[test]

@@ -116,7 +116,7 @@ pub fn control_plane(state: AppState) -> Router {
     finish(
         router,
         doc,
-        Some(state.config.control.allowed_hosts.clone()),
+        Some(state.config.control.hosts()),
         state,
         None,
     )
