@@ -4,7 +4,7 @@
 
 use std::{ffi::OsString, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use secrecy::SecretString;
 use wire::{ModelName, WorkerId};
 
@@ -57,6 +57,15 @@ pub struct EngineConfig {
     /// CPUs to stay on, such as `0-3,8` (Linux only).
     #[arg(long, value_name = "CPULIST", env = "HIVE_WORKER__ENGINE__PIN")]
     pub pin: Option<CpuList>,
+    /// How weights lie in memory on a CPU: `packed` as in the file, `dense` (faster prefill, exact, four bytes a
+    /// weight), or `auto`: dense up to 1 GiB.
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "HIVE_WORKER__ENGINE__WEIGHTS",
+        default_value = "auto"
+    )]
+    pub weights: Weights,
     /// Longest prompt plus answer in tokens [default: what the model was trained for].
     #[arg(long, value_name = "N", env = "HIVE_WORKER__ENGINE__CONTEXT_LENGTH", value_parser = clap::value_parser!(u32).range(2..))]
     pub context_length: Option<u32>,
@@ -154,6 +163,17 @@ impl fmt::Display for Device {
             Self::Scripted => f.write_str("scripted"),
         }
     }
+}
+
+/// How weights lie in memory on a CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Weights {
+    /// Dense for small models, packed for all others.
+    Auto,
+    /// As in the file.
+    Packed,
+    /// Unpacked to 32 bits.
+    Dense,
 }
 
 /// Numbers of CPUs, as `taskset -c` spells them.
@@ -291,6 +311,13 @@ fn with_file(mut command: clap::Command, path: &std::path::Path) -> Result<clap:
     } else {
         Err(fault(unknown.join("; ")))
     }
+}
+
+/// Whether the environment already is as wanted.
+pub fn environment_has(variables: &[(&str, String)]) -> bool {
+    variables
+        .iter()
+        .all(|(name, value)| std::env::var_os(name).is_some_and(|have| have == value.as_str()))
 }
 
 /// Reads a secret from a file that only its owner can read.

@@ -20,15 +20,15 @@ pub use error::Error;
 
 /// Lives a worker's life, from the first log line to the end.
 pub fn run(config: Config) -> Result<(), Error> {
-    telemetry::start(&config.log)?;
     engine::check_support(config.engine.device)?;
+    let variables = engine::environment(&config.engine);
+    if !config::environment_has(&variables) {
+        return Err(start_anew(variables));
+    }
+    telemetry::start(&config.log)?;
     // Before any thread is started: threads inherit the CPUs of the one that starts them.
     if let Some(cpus) = &config.engine.pin {
         pin(cpus)?;
-    }
-    #[cfg(feature = "engine")]
-    if let Some(threads) = config.engine.threads {
-        engine::set_threads(threads.into())?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -41,6 +41,26 @@ pub fn run(config: Config) -> Result<(), Error> {
     // A load or a prefill cannot be interrupted; the process does not wait for it.
     runtime.shutdown_background();
     end
+}
+
+/// Becomes the same program, as the same process, with these variables: the engine's libraries take settings from
+/// nowhere else, and a running process cannot change its environment safely. Returns only if that fails.
+fn start_anew(variables: Vec<(&'static str, String)>) -> Error {
+    use std::os::unix::process::CommandExt;
+    let what = "cannot start itself anew for --threads or --weights (start it with its full path)";
+    match std::env::current_exe() {
+        Ok(program) => {
+            let mut args = std::env::args_os();
+            let name = args.next().unwrap_or_default();
+            let source = std::process::Command::new(program)
+                .arg0(name)
+                .args(args)
+                .envs(variables)
+                .exec();
+            Error::System { what, source }
+        }
+        Err(source) => Error::System { what, source },
+    }
 }
 
 async fn live(config: Config) -> Result<(), Error> {

@@ -15,7 +15,16 @@ use wire::ModelFacts;
 use super::LoadError;
 
 /// What the head of a GGUF file says of its model.
-pub fn inspect(path: &Path) -> Result<ModelFacts, LoadError> {
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Architecture, context and quantisation.
+    pub facts: ModelFacts,
+    /// Numbers in all its tensors together.
+    pub elements: u64,
+}
+
+/// Reads the head and checks it.
+pub fn inspect(path: &Path) -> Result<Summary, LoadError> {
     let unreadable = |source| LoadError::Unreadable {
         path: path.to_owned(),
         source,
@@ -36,7 +45,7 @@ fn fault<T>(text: impl Into<String>) -> Result<T, Fault> {
     Err(Fault(text.into()))
 }
 
-fn read_head(source: impl Read, length: u64) -> Result<ModelFacts, Fault> {
+fn read_head(source: impl Read, length: u64) -> Result<Summary, Fault> {
     let mut head = Head {
         source,
         read: 0,
@@ -76,9 +85,15 @@ fn read_head(source: impl Read, length: u64) -> Result<ModelFacts, Fault> {
     }
 
     let mut weights: HashMap<u32, u64> = HashMap::new();
-    let mut end = 0;
+    let (mut end, mut elements) = (0, 0_u64);
     for _ in 0..tensors {
-        let (kind, size, offset) = head.tensor()?;
+        let Tensor {
+            kind,
+            elements: more,
+            size,
+            offset,
+        } = head.tensor()?;
+        elements = elements.saturating_add(more);
         *weights.entry(kind).or_default() += size;
         end = end.max(
             offset
@@ -99,7 +114,15 @@ fn read_head(source: impl Read, length: u64) -> Result<ModelFacts, Fault> {
     facts.quantization = heaviest
         .and_then(|(kind, _)| layout(kind))
         .map(|layout| layout.name.to_owned());
-    Ok(facts)
+    Ok(Summary { facts, elements })
+}
+
+/// One tensor: its type, how many numbers in how many bytes, and where in the file's data.
+struct Tensor {
+    kind: u32,
+    elements: u64,
+    size: u64,
+    offset: u64,
 }
 
 /// The values this room looks at; all others are read past.
@@ -198,8 +221,7 @@ impl<R: Read> Head<R> {
         Ok(Value::Other)
     }
 
-    /// Type, size and offset of the next tensor.
-    fn tensor(&mut self) -> Result<(u32, u64, u64), Fault> {
+    fn tensor(&mut self) -> Result<Tensor, Fault> {
         let name = self.string()?;
         let dimensions = self.u32()?;
         if dimensions > 8 {
@@ -221,7 +243,12 @@ impl<R: Read> Head<R> {
         };
         let size = elements.div_ceil(layout.block).checked_mul(layout.bytes);
         let size = size.ok_or_else(|| Fault(format!("tensor `{name}` overflows")))?;
-        Ok((kind, size, offset))
+        Ok(Tensor {
+            kind,
+            elements,
+            size,
+            offset,
+        })
     }
 }
 
@@ -292,13 +319,14 @@ mod tests {
         out
     }
 
-    fn read(bytes: &[u8]) -> Result<ModelFacts, Fault> {
+    fn read(bytes: &[u8]) -> Result<Summary, Fault> {
         read_head(bytes, bytes.len() as u64)
     }
 
     #[test]
     fn a_whole_file_tells_its_facts() {
-        let facts = read(&file(3, 40)).unwrap();
+        let Summary { facts, elements } = read(&file(3, 40)).unwrap();
+        assert_eq!(elements, 64);
         assert_eq!(facts.architecture.as_deref(), Some("llama"));
         assert_eq!(facts.context_length, Some(2048));
         assert_eq!(facts.quantization.as_deref(), Some("Q4_1"));

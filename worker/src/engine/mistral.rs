@@ -74,7 +74,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
     let mut facts = if is_folder {
         safetensors::inspect(path)?
     } else {
-        gguf::inspect(path)?
+        gguf::inspect(path)?.facts
     };
     report("loading the weights", 0.05);
     let loader = if is_folder {

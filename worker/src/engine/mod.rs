@@ -17,14 +17,17 @@ mod sampling;
 pub mod scripted;
 mod text;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
 use wire::ModelFacts;
 
-use crate::config::Device;
+use crate::config::{Device, EngineConfig, Weights};
 
 /// One model, ready to answer.
 pub trait Engine: Send + Sync {
@@ -342,12 +345,27 @@ pub async fn load(spec: Spec, report: Report) -> Result<Arc<dyn Engine>, LoadErr
     unreachable!("check_support refuses every other device");
 }
 
-/// Sizes the pool of threads the engine computes on.
-#[cfg(feature = "engine")]
-pub fn set_threads(threads: usize) -> Result<(), LoadError> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|n| format!("engine-{n}"))
-        .build_global()
-        .map_err(|error| LoadError::Engine(format!("cannot start {threads} threads: {error}; lower --threads")))
+/// What the engine's libraries read from the environment, as `config` wants it.
+pub fn environment(config: &EngineConfig) -> Vec<(&'static str, String)> {
+    let mut variables = Vec::new();
+    if let Some(threads) = config.threads {
+        variables.push(("RAYON_NUM_THREADS", threads.to_string()));
+    }
+    let dense = match config.weights {
+        Weights::Packed => false,
+        Weights::Dense => true,
+        Weights::Auto => config.model_path.as_deref().is_some_and(is_small),
+    };
+    if dense && config.device == Device::Cpu {
+        variables.push(("CANDLE_DEQUANTIZE_ALL", "1".to_owned()));
+    }
+    variables
+}
+
+/// On a CPU, packed weights are multiplied with activations rounded to 8 bits, row by row. Small models lose right
+/// answers to that (SmolLM2-135M no longer knows the capital of France), and prefill is five times slower than with
+/// dense weights; decoding is a quarter faster, and memory the reason why large models stay packed.
+fn is_small(path: &Path) -> bool {
+    const MOST: u64 = 1 << 30;
+    path.is_file() && gguf::inspect(path).is_ok_and(|head| head.elements <= MOST / 4)
 }

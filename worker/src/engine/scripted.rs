@@ -15,8 +15,8 @@
 //! ```
 //!
 //! `tokens` may also be a number: that many are made up. `fault` happens instead of token `at` (0: before the first
-//! one); its kinds are those of [`FaultKind`]. A last user message that is a JSON object with these keys overrides
-//! the script for its request. One word is one token; the context holds 4096 unless `--context-length` says else.
+//! one); its kinds are those of [`FaultKind`]. A last user message in braces is a script of its own, which
+//! overrides the first key by key. One word is one token; the context holds 4096 unless `--context-length` says else.
 
 use std::{
     path::{Path, PathBuf},
@@ -89,6 +89,7 @@ pub enum FaultKind {
     /// An error event, as a failing engine would cause.
     ErrorEvent,
     /// Status 500 instead of a stream.
+    #[serde(rename = "http_500")]
     Http500,
     /// Status 307 to somewhere else.
     Redirect,
@@ -131,17 +132,21 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    /// The script for one request: a user's JSON object overrides key by key.
-    fn script_for(&self, last: &str) -> Script {
-        let Ok(own) = serde_json::from_str::<Script>(last) else {
+    /// The script for one request: an object in the user's last message overrides key by key.
+    fn script_for(&self, last: &str) -> Result<Script, EngineError> {
+        if !last.trim_start().starts_with('{') {
             let said = Tokens::List(last.split_inclusive(' ').map(str::to_owned).collect());
             let tokens = self.script.tokens.clone().or(Some(said));
-            return Script {
+            return Ok(Script {
                 tokens,
                 ..self.script.clone()
-            };
-        };
-        Script {
+            });
+        }
+        let own: Script = serde_json::from_str(last).map_err(|error| EngineError::Invalid {
+            param: "messages",
+            message: format!("a message in braces is a script, and this one is none: {error}"),
+        })?;
+        Ok(Script {
             tokens: own
                 .tokens
                 .or_else(|| self.script.tokens.clone())
@@ -150,7 +155,7 @@ impl Scripted {
             first_token_ms: own.first_token_ms.or(self.script.first_token_ms),
             fault: own.fault.or(self.script.fault),
             ..own
-        }
+        })
     }
 }
 
@@ -179,10 +184,14 @@ impl Engine for Scripted {
         let prompt = words
             .map(|word| u32::try_from(word.len()).unwrap_or(u32::MAX))
             .collect();
-        let verdict = match self.script_for(last_words(&request)).fault.map(|fault| fault.kind) {
-            Some(FaultKind::Http500) => Err(EngineError::Failed("the script answers 500".to_owned())),
-            Some(FaultKind::Redirect) => Err(EngineError::Redirect),
-            _ => Prepared::new(request, prompt, self.context),
+        let verdict = match self
+            .script_for(last_words(&request))
+            .map(|script| script.fault.map(|fault| fault.kind))
+        {
+            Ok(Some(FaultKind::Http500)) => Err(EngineError::Failed("the script answers 500".to_owned())),
+            Ok(Some(FaultKind::Redirect)) => Err(EngineError::Redirect),
+            Ok(_) => Prepared::new(request, prompt, self.context),
+            Err(error) => Err(error),
         };
         std::future::ready(verdict).boxed()
     }
@@ -190,7 +199,8 @@ impl Engine for Scripted {
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event> {
         let prompt = prepared.prompt_tokens();
         let Prepared { request, budget, .. } = prepared;
-        let script = self.script_for(last_words(&request));
+        // `prepare` has refused what is no script.
+        let script = self.script_for(last_words(&request)).unwrap_or_default();
         let tokens = match script.tokens {
             Some(Tokens::List(tokens)) => tokens,
             Some(Tokens::Count(count)) => (0..count).map(|n| format!("t{n} ")).collect(),

@@ -94,25 +94,27 @@ async fn a_second_signal_means_now() {
     let second = Instant::now();
     worker.signal(Signal::SIGTERM);
     assert_eq!(worker.end().await, Some(1));
-    assert!(second.elapsed() < Duration::from_secs(1), "{:?}", second.elapsed());
+    assert!(
+        second.elapsed() < Duration::from_secs(5),
+        "{:?}, and the drain would take 120 s",
+        second.elapsed()
+    );
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_its_slot() {
+async fn a_client_that_leaves_stops_the_work_within_two_tokens_and_frees_its_slot() {
     let worker = Worker::alone(json!({}), &["--slots", "1"]).await.ready().await;
-    let endless = streamed(json!({"tokens": 1_000_000, "interval_ms": 5}).to_string());
+    let endless = streamed(json!({"tokens": 1_000_000, "interval_ms": 300}).to_string());
     let mut running = worker.chat(&endless).send().await.unwrap();
     running.chunk().await.unwrap().expect("a token");
-    assert_eq!(worker.in_flight().await, 1);
-    let left = Instant::now();
     drop(running);
+    let line: Value = serde_json::from_str(&worker.says(r#""outcome":"cancelled""#).await).unwrap();
+    assert!(line["completion_tokens"].as_u64().unwrap() <= 3, "{line}");
     eventually("the slot is free", async || {
         (worker.in_flight().await == 0).then_some(())
     })
     .await;
-    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
     assert_eq!(worker.ask(&streamed("next")).await.text(), "next");
-    worker.says(r#""outcome":"cancelled""#).await;
 }
 
 #[tokio::test]

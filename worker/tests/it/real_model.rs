@@ -1,1 +1,257 @@
+//! The real engine on a real model.
 
+use std::io::{Seek, SeekFrom, Write};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use wire::PROMPT_TOKENS_HEADER;
+
+use super::{
+    model,
+    worker::{Answer, Worker, eventually, secret_file, streamed, with},
+};
+
+fn args(folder: &TempDir, path: &std::path::Path) -> Vec<String> {
+    let token = secret_file(folder.path(), "token", "dispatch-me");
+    let path = path.to_str().unwrap();
+    [
+        "--device",
+        "cpu",
+        "--model",
+        "m",
+        "--model-path",
+        path,
+        "--dispatch-token-file",
+        &token,
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+async fn real(more: &[&str]) -> Worker {
+    let folder = tempfile::tempdir().unwrap();
+    let args = args(&folder, &model::path());
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    Worker::alone_with(folder, &args).await.ready().await
+}
+
+/// Greedy and short.
+fn ask(content: &str) -> Value {
+    with(streamed(content), json!({"temperature": 0, "max_tokens": 24}))
+}
+
+fn content(whole: &Answer) -> String {
+    whole.json()["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn the_same_text_comes_streamed_and_in_one_piece_token_by_token_and_counted_exactly() {
+    let worker = real(&[]).await;
+    let question = ask("What is the capital of France?");
+    let streamed = worker.ask(&question).await;
+    let whole = worker.ask(&with(question, json!({"stream": false}))).await;
+    assert_eq!(streamed.text(), content(&whole));
+    assert!(streamed.text().contains("Paris"), "{}", streamed.text());
+    assert_eq!(streamed.finish(), "stop");
+
+    // 37 is what the model's own tokenizer makes of its own template around this question.
+    let [prompt, completion, total] = streamed.usage();
+    assert_eq!((prompt, total), (37, 37 + completion));
+    assert_eq!(streamed.headers[PROMPT_TOKENS_HEADER], "37");
+    let texts = streamed
+        .chunks()
+        .iter()
+        .filter(|chunk| chunk["choices"][0]["delta"]["content"] != json!(""))
+        .count();
+    // All chunks but the role's, less the finish and the usage: one for each token.
+    assert_eq!(u64::try_from(texts).unwrap() - 2, completion, "{}", streamed.body());
+    let usage = &whole.json()["usage"];
+    assert_eq!(usage["completion_tokens"], completion);
+
+    let two = worker
+        .ask(&with(ask("Count to one hundred."), json!({"max_tokens": 2})))
+        .await;
+    assert_eq!((two.finish().as_str(), two.usage()[1]), ("length", 2));
+}
+
+#[tokio::test]
+async fn stop_texts_seeds_biases_and_logprobs_work() {
+    let worker = real(&[]).await;
+    let stopped = worker
+        .ask(&with(
+            ask("What is the capital of France?"),
+            json!({"stop": ["ance is"]}),
+        ))
+        .await;
+    assert_eq!(
+        (stopped.text().as_str(), stopped.finish().as_str()),
+        ("The capital of Fr", "stop")
+    );
+
+    let seeded = async |seed| {
+        let question = with(ask("Tell me a story."), json!({"temperature": 1.5, "seed": seed}));
+        worker.ask(&question).await.text()
+    };
+    let first = seeded(1).await;
+    assert_eq!(first, seeded(1).await);
+    assert_ne!(first, seeded(2).await);
+
+    let question = with(
+        ask("What is the capital of France?"),
+        json!({"logprobs": true, "top_logprobs": 2}),
+    );
+    let answer = worker.ask(&with(question.clone(), json!({"stream": false}))).await;
+    let tokens = answer.json()["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap()
+        .clone();
+    let text: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    assert_eq!(text, content(&answer));
+    for token in &tokens {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 2);
+        assert_eq!(
+            top[0]["logprob"], token["logprob"],
+            "greedy takes the likeliest: {token}"
+        );
+        assert!(
+            (-1.0..=0.0).contains(&token["logprob"].as_f64().unwrap()),
+            "a sure natural logarithm: {token}"
+        );
+    }
+
+    // " Paris" is token 7042 of this model.
+    let elsewhere = worker.ask(&with(question, json!({"logit_bias": {"7042": -100}}))).await;
+    assert!(!elsewhere.text().contains("Paris"), "{}", elsewhere.text());
+}
+
+#[tokio::test]
+async fn a_schema_is_kept_to_and_a_bad_one_refused() {
+    let worker = real(&[]).await;
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 20},
+        "n": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["city", "n"], "additionalProperties": false});
+    let format = |schema: Value| {
+        json!({"max_tokens": 60, "temperature": 1, "seed": 3,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}}})
+    };
+    let answer = worker
+        .ask(&with(ask("Name a city and a number."), format(schema)))
+        .await;
+    let value: Value = serde_json::from_str(&answer.text()).unwrap_or_else(|_| panic!("{}", answer.text()));
+    assert!(
+        value["city"].is_string() && (1..=9).contains(&value["n"].as_i64().unwrap()),
+        "{value}"
+    );
+
+    let refused = worker.ask(&with(ask("x"), format(json!({"type": "nonsense"})))).await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.code()),
+        (400, "invalid_request".to_owned())
+    );
+    assert_eq!(refused.json()["error"]["param"], "response_format");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_stops_the_engine() {
+    let worker = real(&[]).await;
+    let endless = with(
+        ask("Tell me a very long story."),
+        json!({"max_tokens": 4000, "logit_bias": {"2": -100}}),
+    );
+    let mut running = worker.chat(&endless).send().await.unwrap();
+    running.chunk().await.unwrap().expect("a token");
+    drop(running);
+    eventually("the slot is free", async || {
+        (worker.in_flight().await == 0).then_some(())
+    })
+    .await;
+    let line: Value = serde_json::from_str(&worker.says(r#""outcome":"cancelled""#).await).unwrap();
+    assert!(line["completion_tokens"].as_u64().unwrap() < 100, "{line}");
+    assert_eq!(
+        worker.ask(&with(ask("Hi"), json!({"max_tokens": 1}))).await.usage()[1],
+        1
+    );
+}
+
+#[tokio::test]
+async fn two_slots_answer_two_at_once_and_as_if_alone() {
+    let worker = real(&["--slots", "2", "--threads", "2"]).await;
+    let (france, sky) = (ask("What is the capital of France?"), ask("Why is the sky blue?"));
+    let alone = [worker.ask(&france).await.text(), worker.ask(&sky).await.text()];
+    let (one, other) = tokio::join!(worker.ask(&france), worker.ask(&sky));
+    assert_eq!([one.text(), other.text()], alone);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_context_is_refused_with_both_figures() {
+    let worker = real(&["--context-length", "60"]).await;
+    for body in [
+        ask(&"word ".repeat(60)),
+        with(ask("What is the capital of France?"), json!({"max_tokens": 24})),
+    ] {
+        let answer = worker.ask(&body).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (400, "context_length_exceeded".to_owned())
+        );
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("holds 60 tokens"), "{message}");
+    }
+    let all = worker
+        .ask(&with(
+            streamed("Tell me a very long story."),
+            json!({"logit_bias": {"2": -100}}),
+        ))
+        .await;
+    assert_eq!((all.finish().as_str(), all.usage()[2]), ("length", 60));
+}
+
+#[tokio::test]
+async fn a_damaged_model_says_so_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = model::path();
+    let damage = |name: &str, change: &dyn Fn(&mut std::fs::File)| {
+        let path = folder.path().join(name);
+        std::fs::copy(&good, &path).unwrap();
+        change(&mut std::fs::OpenOptions::new().write(true).open(&path).unwrap());
+        path
+    };
+    let cases = [
+        (
+            damage("cut.gguf", &|file| file.set_len(50_000_000).unwrap()),
+            "has only 50000000 bytes",
+        ),
+        (
+            damage("head.gguf", &|file| file.set_len(1000).unwrap()),
+            "in the middle of its head",
+        ),
+        (
+            damage("page.gguf", &|file| file.write_all(b"<html>404</html>").unwrap()),
+            "does not begin with `GGUF`",
+        ),
+        (
+            damage("counts.gguf", &|file| {
+                file.seek(SeekFrom::Start(8)).unwrap();
+                file.write_all(&[0xFF; 16]).unwrap();
+            }),
+            "more than it has room for",
+        ),
+        (folder.path().join("missing.gguf"), "cannot read"),
+        (folder.path().to_owned(), "no *.safetensors"),
+    ];
+    for (path, why) in cases {
+        let own = tempfile::tempdir().unwrap();
+        let args = args(&own, &path);
+        let mut worker = Worker::start(own, &args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(worker.end().await, Some(1), "{}", path.display());
+        let words = worker.last_words().await;
+        assert!(
+            words.starts_with("hive-worker: the model could not be loaded: "),
+            "{words}"
+        );
+        assert!(words.contains(why) && words.contains(path.to_str().unwrap()), "{words}");
+    }
+}
