@@ -97,7 +97,7 @@ pub fn inspect(reader: &mut Reader) -> Result<Facts, String> {
         let kind = reader.u32()?;
         let value = value(reader, kind, 0)?;
         match (key.as_slice(), value) {
-            (b"general.file_type", Some(number)) => facts.quantization = file_type(number).map(str::to_owned),
+            (b"general.file_type", Some(number)) => facts.quantization = quantization(number),
             (b"general.alignment", Some(number)) => alignment = number,
             (key, Some(number)) if key.ends_with(b".context_length") => facts.context = Some(number),
             _ => {}
@@ -206,45 +206,59 @@ fn tensor_bytes(kind: u32, elements: u64) -> Option<u64> {
     elements.div_ceil(block).checked_mul(bytes)
 }
 
-/// The name of a `general.file_type` (`llama_ftype` in `llama.h`).
-fn file_type(number: u64) -> Option<&'static str> {
-    Some(match number {
-        0 => "F32",
-        1 => "F16",
-        2 => "Q4_0",
-        3 => "Q4_1",
-        7 => "Q8_0",
-        8 => "Q5_0",
-        9 => "Q5_1",
-        10 => "Q2_K",
-        11 => "Q3_K_S",
-        12 => "Q3_K_M",
-        13 => "Q3_K_L",
-        14 => "Q4_K_S",
-        15 => "Q4_K_M",
-        16 => "Q5_K_S",
-        17 => "Q5_K_M",
-        18 => "Q6_K",
-        19 => "IQ2_XXS",
-        20 => "IQ2_XS",
-        21 => "Q2_K_S",
-        22 => "IQ3_XS",
-        23 => "IQ3_XXS",
-        24 => "IQ1_S",
-        25 => "IQ4_NL",
-        26 => "IQ3_S",
-        27 => "IQ3_M",
-        28 => "IQ2_S",
-        29 => "IQ2_M",
-        30 => "IQ4_XS",
-        31 => "IQ1_M",
-        32 => "BF16",
-        36 => "TQ1_0",
-        37 => "TQ2_0",
-        38 => "MXFP4",
-        _ => return None,
-    })
+fn quantization(file_type: u64) -> Option<String> {
+    FILE_TYPES
+        .iter()
+        .find(|(number, _)| *number == file_type)
+        .map(|(_, name)| (*name).to_owned())
 }
+
+/// How a file's name says that its weights are quantised, as in `model.Q4_K_M.gguf`.
+pub fn quantization_in(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_uppercase();
+    let named = FILE_TYPES
+        .iter()
+        .map(|(_, quantization)| *quantization)
+        .filter(|quantization| name.contains(quantization));
+    named.max_by_key(|quantization| quantization.len())
+}
+
+/// The names of `general.file_type` (`llama_ftype` in `llama.h`).
+const FILE_TYPES: [(u64, &str); 33] = [
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+    (19, "IQ2_XXS"),
+    (20, "IQ2_XS"),
+    (21, "Q2_K_S"),
+    (22, "IQ3_XS"),
+    (23, "IQ3_XXS"),
+    (24, "IQ1_S"),
+    (25, "IQ4_NL"),
+    (26, "IQ3_S"),
+    (27, "IQ3_M"),
+    (28, "IQ2_S"),
+    (29, "IQ2_M"),
+    (30, "IQ4_XS"),
+    (31, "IQ1_M"),
+    (32, "BF16"),
+    (36, "TQ1_0"),
+    (37, "TQ2_0"),
+    (38, "MXFP4"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -296,6 +310,18 @@ mod tests {
             context: Some(8192),
         };
         assert_eq!(inspect_bytes(&file(3, 3, 1, 64, 0)), Ok(facts));
+    }
+
+    #[test]
+    fn a_file_name_tells_the_quantisation_too() {
+        for (name, quantization) in [
+            ("m.Q4_K_M.gguf", Some("Q4_K_M")),
+            ("qwen2.5-0.5b-instruct-q8_0.gguf", Some("Q8_0")),
+            ("m-bf16.gguf", Some("BF16")),
+            ("m.gguf", None),
+        ] {
+            assert_eq!(quantization_in(name), quantization, "{name}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{io::AsyncReadExt, process::Command};
 
-use crate::output::Output;
+use crate::{output::Output, process::Group};
 
 use super::{
     draft::Draft,
@@ -103,13 +103,15 @@ async fn run_pip(requirement: &str, folder: &Path, size: Option<u64>, out: &Outp
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
+            .process_group(0)
             .spawn();
         let child = match child {
             Ok(child) => child,
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io(format!("starting {program}"))(error)),
         };
+        // `python3` may be a script that starts the real one, so an interruption has to end them all.
+        let group = Group::of(&child);
         let ended = child.wait_with_output();
         tokio::pin!(ended);
         let ended = loop {
@@ -123,6 +125,8 @@ async fn run_pip(requirement: &str, folder: &Path, size: Option<u64>, out: &Outp
                 }
             }
         };
+        // It has ended; its group has nobody left to kill.
+        std::mem::forget(group);
         let has_no_pip = String::from_utf8_lossy(&ended.stderr).contains("No module named pip");
         if !has_no_pip {
             bar.finish_and_clear();

@@ -217,9 +217,9 @@ async fn from_any(config: &Config, out: &Output, request: &Request, draft: &mut 
             (outcome, _) => return outcome,
         }
     }
-    Err(Error::Unknown {
-        wanted: request.name.to_string(),
-        known: Vec::new(),
+    Err(Error::Source {
+        text: request.name.to_string(),
+        why: "nothing says where it can be had from".into(),
     })
 }
 

@@ -31,14 +31,20 @@ pub struct Facts {
 pub fn inspect(name: &str, is_only_one: bool, path: &Path) -> Result<Facts, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-    match extension {
-        _ if is_only_one => gguf::inspect(&mut Reader::new(file, length)),
-        "gguf" => gguf::inspect(&mut Reader::new(file, length)),
-        "safetensors" => safetensors(file, length).map(|()| Facts::default()),
-        "json" => json(name, path),
-        _ => Ok(Facts::default()),
+    if is_only_one || has_extension(name, "gguf") {
+        let facts = gguf::inspect(&mut Reader::new(file, length))?;
+        let in_name = || gguf::quantization_in(name).map(str::to_owned);
+        return Ok(Facts {
+            quantization: facts.quantization.or_else(in_name),
+            ..facts
+        });
     }
+    if has_extension(name, "safetensors") {
+        safetensors(file, length)?;
+    } else if has_extension(name, "json") {
+        return json(name, path);
+    }
+    Ok(Facts::default())
 }
 
 /// The files that make up the one model in a folder or repository; an `Err` says why there is not exactly one.
