@@ -13,6 +13,7 @@ pub mod books;
 pub mod config;
 pub mod db;
 pub mod error;
+pub mod leftover;
 pub mod registry;
 pub mod relay;
 pub mod router;

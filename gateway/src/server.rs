@@ -20,7 +20,7 @@ use axum::{
     Router,
     body::{Body, Bytes, HttpBody},
     extract::Request,
-    http::{Uri, uri::PathAndQuery},
+    http::{Uri, header, uri::PathAndQuery},
 };
 use hyper::body::Incoming;
 use hyper_util::{
@@ -31,11 +31,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     time::Instant,
 };
 use tower::ServiceExt as _;
 
-use crate::{config, shutdown::Lifecycle};
+use crate::{config, leftover::Shared, shutdown::Lifecycle};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -49,6 +50,7 @@ pub struct Peer(pub SocketAddr);
 pub struct Limits {
     head: Duration,
     idle: Duration,
+    body: Duration,
     slow_client: Duration,
     gate: Arc<Gate>,
 }
@@ -74,6 +76,7 @@ impl Limits {
         Self {
             head: server.head_timeout,
             idle: server.idle_timeout,
+            body: server.body_timeout,
             slow_client: relay.slow_client,
             gate: Arc::new(gate),
         }
@@ -155,16 +158,23 @@ async fn connection(
     });
     let service = hyper::service::service_fn({
         let clock = clock.clone();
+        let time = limits.body;
         move |request: hyper::Request<Incoming>| {
             let busy = Busy::begin(&clock);
-            let mut request: Request = request.map(Body::new);
+            let (head, body) = request.into_parts();
+            // One that waits for `100 Continue` sends nothing that nobody asked for.
+            let waits = head.headers.contains_key(header::EXPECT);
+            let body = Shared::new(body);
+            let mut request = Request::from_parts(head, Body::new(body.clone()));
             request.extensions_mut().insert(Peer(peer));
             normalise(request.uri_mut());
             let answer = app.clone().oneshot(request);
             async move {
-                answer
-                    .await
-                    .map(|response| response.map(|body| BusyBody { body, _busy: busy }))
+                let response = answer.await?;
+                if !waits && !response.status().is_success() {
+                    body.swallow(time).await;
+                }
+                Ok::<_, std::convert::Infallible>(response.map(|body| BusyBody { body, _busy: busy }))
             }
         }
     });
@@ -276,7 +286,11 @@ impl Drop for Pass {
 
 /// What a connection is doing, and since when.
 #[derive(Debug)]
-struct Clock(Mutex<Doing>);
+struct Clock {
+    doing: Mutex<Doing>,
+    /// Its time may end sooner than the watch believes.
+    sooner: Notify,
+}
 
 #[derive(Debug)]
 struct Doing {
@@ -300,26 +314,32 @@ enum Phase {
 
 impl Clock {
     fn new() -> Self {
-        Self(Mutex::new(Doing {
+        let doing = Doing {
             phase: Phase::New(Instant::now()),
             requests: 0,
             blocked: None,
-        }))
+        };
+        Self {
+            doing: Mutex::new(doing),
+            sooner: Notify::new(),
+        }
     }
 
     fn doing(&self) -> std::sync::MutexGuard<'_, Doing> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the connection has done one thing for too long.
     async fn watch(&self, limits: &Limits) {
         loop {
-            let end = self.end(limits);
-            match end {
+            match self.end(limits) {
                 Some(end) if end <= Instant::now() => return,
-                // It may have moved on by then, so look again; never more than once a second.
-                Some(end) => tokio::time::sleep_until(end.max(Instant::now() + Duration::from_secs(1))).await,
-                None => tokio::time::sleep(limits.slow_client / 2).await,
+                // It may have moved on by then, so look again.
+                Some(end) => tokio::select! {
+                    () = tokio::time::sleep_until(end) => {}
+                    () = self.sooner.notified() => {}
+                },
+                None => self.sooner.notified().await,
             }
         }
     }
@@ -356,6 +376,7 @@ impl Drop for Busy {
         doing.requests -= 1;
         if doing.requests == 0 {
             doing.phase = Phase::Idle(Instant::now());
+            self.0.sooner.notify_one();
         }
     }
 }
@@ -395,7 +416,11 @@ impl TimedIo {
     fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
         let mut doing = self.clock.doing();
         match polled {
-            Poll::Pending => drop(doing.blocked.get_or_insert_with(Instant::now)),
+            Poll::Pending if doing.blocked.is_none() => {
+                doing.blocked = Some(Instant::now());
+                self.clock.sooner.notify_one();
+            }
+            Poll::Pending => {}
             Poll::Ready(_) => doing.blocked = None,
         }
         polled
@@ -410,6 +435,7 @@ impl AsyncRead for TimedIo {
             let mut doing = self.clock.doing();
             if let Phase::New(_) | Phase::Idle(_) = doing.phase {
                 doing.phase = Phase::Head(Instant::now());
+                self.clock.sooner.notify_one();
             }
         }
         polled
