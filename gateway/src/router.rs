@@ -3,7 +3,7 @@
 use axum::{
     Router,
     extract::{Request, State},
-    http::{Method, header},
+    http::{Method, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::get,
@@ -19,7 +19,12 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config as Swagger, SwaggerUi};
 
-use crate::{api, error::ApiError, state::AppState, telemetry};
+use crate::{
+    api,
+    error::{ApiError, Failed},
+    state::AppState,
+    telemetry,
+};
 
 /// The most headers of a request, and their most bytes.
 const HEADERS: (usize, usize) = (64, 32 * 1024);
@@ -113,13 +118,7 @@ pub fn data_plane(state: AppState) -> Router {
 pub fn control_plane(state: AppState) -> Router {
     let (router, doc) = control_routes().split_for_parts();
     let router = router.route("/health", get(api::health::live));
-    finish(
-        router,
-        doc,
-        Some(state.config.control.hosts()),
-        state,
-        None,
-    )
+    finish(router, doc, Some(state.config.control.hosts()), state, None)
 }
 
 /// The OpenAPI documents, as `openapi/gateway.json` and `openapi/control.json` hold them.
@@ -153,6 +152,7 @@ fn finish(
         .fallback(unknown_url)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(state)
+        .layer(middleware::from_fn(in_envelope))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(hosts.map(Into::into), check_head));
     let router = match cors {
@@ -162,15 +162,25 @@ fn finish(
     router.layer(middleware::from_fn(telemetry::access_log))
 }
 
-async fn unknown_url(request: Request) -> ApiError {
-    let path: String = request
-        .uri()
-        .path()
-        .chars()
-        .filter(char::is_ascii_graphic)
-        .take(200)
-        .collect();
-    ApiError::UnknownUrl(format!("{} {path}", request.method()))
+async fn unknown_url(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().filter(char::is_ascii_graphic).take(200).collect();
+    ApiError::UnknownUrl(format!("{method} {path}"))
+}
+
+/// What axum or the docs refuse in words of their own goes into the envelope like everything else.
+async fn in_envelope(request: Request, next: Next) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let response = next.run(request).await;
+    let status = response.status();
+    if response.extensions().get::<Failed>().is_some() || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let error = if status.is_server_error() {
+        ApiError::Internal(format!("an answer of {status} from outside our handlers"))
+    } else {
+        unknown_url(method, uri).await
+    };
+    error.into_response()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that tower-http wants")]

@@ -23,6 +23,13 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let bytes = read(request.into_body(), CONTROL_LIMIT, state).await?;
+        // Left to itself, serde takes a list of values for the fields in their order.
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::Invalid {
+                message: "The body must be a JSON object.".into(),
+                param: None,
+            });
+        }
         serde_json::from_slice(&bytes)
             .map(Self)
             .map_err(|error| ApiError::Invalid {

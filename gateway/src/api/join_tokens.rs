@@ -38,5 +38,12 @@ pub async fn create(
     db::join_tokens::insert(&state.db, &state.keyring.hmac(&token), bound_to, expires_at_ms, now).await?;
     tracing::info!(worker = bound_to, ttl_s = ttl, "a join token was made");
     let gateway_url = state.config.control.advertise_url.clone();
-    Ok((StatusCode::CREATED, Json(JoinToken { token, expires_at_ms, gateway_url })))
+    Ok((
+        StatusCode::CREATED,
+        Json(JoinToken {
+            token,
+            expires_at_ms,
+            gateway_url,
+        }),
+    ))
 }
