@@ -98,7 +98,9 @@ impl ApiError {
             Self::StaleEpoch | Self::WorkerExists(_) | Self::Cancelled => StatusCode::CONFLICT,
             Self::NoSlot(NoSlot::UnknownModel, _) => StatusCode::NOT_FOUND,
             Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Upstream(status, _) => *status,
+            Self::Upstream(StatusCode::PAYLOAD_TOO_LARGE, _) => StatusCode::PAYLOAD_TOO_LARGE,
+            // 415 and 422 are what some servers say where OpenAI says 400.
+            Self::Upstream(..) => StatusCode::BAD_REQUEST,
             Self::WorkerFailed(_) | Self::WorkerLost | Self::NotAttachable(_) => StatusCode::BAD_GATEWAY,
             Self::WorkerStalled(_) | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -335,6 +337,22 @@ mod tests {
                 .as_deref(),
             Some("connect to 10.0.0.7: refused")
         );
+    }
+
+    #[test]
+    fn a_workers_refusal_is_a_400_unless_the_body_is_too_large() {
+        let told = |status: u16| {
+            let body = ErrorBody {
+                message: "no".into(),
+                r#type: "x".into(),
+                param: None,
+                code: None,
+            };
+            ApiError::Upstream(StatusCode::from_u16(status).unwrap(), body)
+                .status()
+                .as_u16()
+        };
+        assert_eq!([400, 413, 415, 422].map(told), [400, 413, 400, 400]);
     }
 
     #[test]

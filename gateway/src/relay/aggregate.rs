@@ -30,11 +30,13 @@ pub async fn collect(state: &AppState, mut opened: Opened, deadline: Option<Inst
             opened.lease.report(Outcome::Broken, Some(loss.0.clone()));
             break Err(ApiError::WorkerFailed(loss.0));
         }
-        if let Some(end) = take_all(&mut opened, &mut whole) {
+        let end = take_all(&mut opened, &mut whole);
+        // Also when the client leaves now, what was generated is in the books.
+        opened.count();
+        if let Some(end) = end {
             break end;
         }
     };
-    opened.count();
     match result {
         Ok(()) => {
             opened.entry.end(RequestState::Completed, None);

@@ -45,6 +45,8 @@ pub struct Answer {
     /// How far it has come.
     pub progress: Progress,
     ended: bool,
+    /// What was wrong after the events that are ready.
+    broken: Option<Loss>,
 }
 
 impl Answer {
@@ -56,8 +58,13 @@ impl Answer {
             ready: VecDeque::new(),
             progress: Progress::default(),
             ended: false,
+            broken: None,
         };
         answer.fill().await.map_err(|loss| Failure::Lost(loss.0))?;
+        if let Some(loss) = answer.broken {
+            // The client has nothing yet, so another worker may still do better.
+            return Err(Failure::Lost(loss.0));
+        }
         match answer.ready.front() {
             Some(Event::Error(error)) => Err(Failure::Bad(format!(
                 "it answered with an error event: {}",
@@ -71,10 +78,13 @@ impl Answer {
     /// Waits until an event is ready or the answer has ended; nothing is lost if the wait is given up.
     pub async fn fill(&mut self) -> Result<(), Loss> {
         while self.ready.is_empty() && !self.ended {
+            if let Some(loss) = self.broken.take() {
+                return Err(loss);
+            }
             match self.response.chunk().await {
                 Ok(Some(bytes)) => {
                     self.decoder.feed(&bytes);
-                    self.decode()?;
+                    self.broken = self.decode().err();
                 }
                 Ok(None) => self.at_end_of_body()?,
                 Err(error) => return Err(Loss(chain(&error))),

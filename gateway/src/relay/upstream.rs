@@ -10,7 +10,7 @@ use std::sync::{
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use tokio::time::Instant;
 use wire::{ErrorBody, ErrorEnvelope, WorkerKind};
 
@@ -118,12 +118,17 @@ impl Upstream {
             }
         })?;
         let status = response.status();
-        if status == StatusCode::OK {
+        if status.as_u16() == 200 {
             let kind = response
                 .headers()
                 .get(CONTENT_TYPE)
                 .map(|v| v.as_bytes().to_ascii_lowercase())
                 .unwrap_or_default();
+            if let Some(coding) = response.headers().get(CONTENT_ENCODING).filter(|c| *c != "identity") {
+                return Err(Failure::Bad(format!(
+                    "it answered in {coding:?}, which nobody asked for"
+                )));
+            }
             if kind.starts_with(b"text/event-stream") {
                 return Ok(response);
             }
@@ -169,11 +174,6 @@ fn refusal(status: StatusCode, error: Option<ErrorBody>, kind: WorkerKind) -> Fa
                 param: None,
                 code: None,
             });
-            let status = if status == StatusCode::PAYLOAD_TOO_LARGE {
-                status
-            } else {
-                StatusCode::BAD_REQUEST
-            };
             Failure::Client(status, body)
         }
         _ => Failure::Bad(format!("it answered {status} {code}")),
@@ -236,10 +236,7 @@ mod tests {
     #[test]
     fn only_a_clients_own_fault_reaches_the_client() {
         let refused = |status: u16, kind| refusal(StatusCode::from_u16(status).unwrap(), None, kind);
-        assert!(matches!(
-            refused(422, WorkerKind::Attached),
-            Failure::Client(StatusCode::BAD_REQUEST, _)
-        ));
+        assert!(matches!(refused(422, WorkerKind::Attached), Failure::Client(..)));
         for status in [301, 401, 403, 404, 429, 500, 503] {
             assert!(
                 matches!(refused(status, WorkerKind::Attached), Failure::Bad(_)),
