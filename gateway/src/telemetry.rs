@@ -98,13 +98,14 @@ pub async fn access_log(mut request: Request, next: Next) -> Response {
     let log = AccessLog::default();
     request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(log.clone());
-    let line = Line {
+    // Written when dropped: also if the client leaves before there is an answer.
+    let mut line = Line {
         method: request.method().to_string(),
         path: request.uri().path().to_owned(),
         id: id.clone(),
         started,
         log,
-        status: StatusCode::OK,
+        status: None,
         failed: None,
         bytes: 0,
         ended: false,
@@ -115,14 +116,9 @@ pub async fn access_log(mut request: Request, next: Next) -> Response {
     }
     let took = HeaderValue::from(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
     response.headers_mut().insert("openai-processing-ms", took);
-    let status = response.status();
-    let failed = response.extensions_mut().remove::<Failed>();
-    response.map(|body| {
-        Body::new(LoggedBody {
-            body,
-            line: Line { status, failed, ..line },
-        })
-    })
+    line.status = Some(response.status());
+    line.failed = response.extensions_mut().remove::<Failed>();
+    response.map(|body| Body::new(LoggedBody { body, line }))
 }
 
 /// A request id of our own: `req_` and 24 random base-62 digits.
@@ -143,7 +139,7 @@ struct Line {
     id: Arc<str>,
     started: Instant,
     log: AccessLog,
-    status: StatusCode,
+    status: Option<StatusCode>,
     failed: Option<Failed>,
     bytes: u64,
     ended: bool,
@@ -163,7 +159,7 @@ impl Line {
                 tracing::$level!(
                     method = self.method,
                     path = self.path.escape_debug().to_string(),
-                    status = self.status.as_u16(),
+                    status = self.status.map(|status| status.as_u16()),
                     ms,
                     bytes = self.bytes,
                     request_id = &*self.id,
@@ -177,13 +173,19 @@ impl Line {
                 )
             };
         }
-        if quiet && self.status.is_success() {
+        if quiet && self.status.is_some_and(|status| status.is_success()) {
             line!(debug);
-        } else if self.status.is_server_error() {
+        } else if self.status.is_some_and(|status| status.is_server_error()) {
             line!(warn);
         } else {
             line!(info);
         }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.write();
     }
 }
 
@@ -222,6 +224,5 @@ impl Drop for LoggedBody {
     fn drop(&mut self) {
         // hyper does not poll a body of known size to its end.
         self.line.ended |= self.body.is_end_stream() || self.body.size_hint().exact() == Some(self.line.bytes);
-        self.line.write();
     }
 }
