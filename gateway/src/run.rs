@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -27,7 +28,7 @@ use crate::{
     scheduler::{Dispatcher, QueueLimits},
     secret_file,
     server::{self, bind, serve},
-    shutdown::Lifecycle,
+    shutdown::{Lifecycle, Signals},
     state::{AppState, Credentials, Hive},
 };
 
@@ -65,6 +66,8 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
         .enable_all()
         .build()?;
     background.block_on(async {
+        // Before anybody can know that we run.
+        let signals = Signals::listen()?;
         let hive = Arc::new(open(home, config).await?);
         let mark = RunMark::write(&hive.home, &data[0], &control[0]).map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
         let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
@@ -80,7 +83,7 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
             tokio::spawn(serve(listener, router::control_plane(state.clone()), limits.clone(), hive.lifecycle.clone()));
         }
         tracing::info!(data = mark.run.data_url, control = mark.run.control_url, threads, home = %hive.home.display(), "ready");
-        hive.lifecycle.run(&hive.config).await?;
+        hive.lifecycle.run(&hive.config, signals).await;
         sweeps.abort();
         probes.abort();
         hive.books.flush().await;
@@ -93,7 +96,12 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
 /// Opens the state folder: database, keys, books, what earlier runs left.
 async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
     let at_home = |error| RunError::Home(home.display().to_string(), error);
-    std::fs::create_dir_all(&home).map_err(at_home)?;
+    // Others have no business in it: the database names keys and models.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&home)
+        .map_err(at_home)?;
     let keys = home.join("keys");
     let pepper = Pepper::load_or_create(&keys).map_err(at_home)?;
     let db = db::open(&home.join("hive.db")).await?;

@@ -2,7 +2,7 @@
 //!
 //! It closes nothing itself: the accept loops, the relay and `/readyz` look here.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::config::Config;
@@ -18,33 +18,50 @@ pub struct Lifecycle {
     pub connections: TaskTracker,
 }
 
+/// SIGTERM and SIGINT, heard from the moment this is made.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens from now on; before, either signal ends the program as the system would.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}
+
 impl Lifecycle {
     /// Whether we are going down.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
 
-    /// Waits for SIGTERM or SIGINT, then until all connections ended, the drain time is over or a second
-    /// signal comes.
-    pub async fn run(&self, config: &Config) -> std::io::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut any_signal = async || {
-            tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
-        };
-        any_signal().await;
+    /// Waits for a signal, then until all connections ended, the drain time is over or a second signal comes.
+    pub async fn run(&self, config: &Config, mut signals: Signals) {
+        signals.next().await;
         tracing::info!(drain_s = config.server.drain_timeout.as_secs(), "draining");
         self.drain.cancel();
         self.connections.close();
         tokio::select! {
-            () = self.connections.wait() => return Ok(()),
+            () = self.connections.wait() => return,
             () = tokio::time::sleep(config.server.drain_timeout) => tracing::warn!("the drain time is over; running answers are cut"),
-            () = any_signal() => tracing::warn!("a second signal; running answers are cut"),
+            () = signals.next() => tracing::warn!("a second signal; running answers are cut"),
         }
         self.cut.cancel();
         // Long enough for every stream to write its last event.
         let last = std::time::Duration::from_millis(500);
         let _ = tokio::time::timeout(last, self.connections.wait()).await;
-        Ok(())
     }
 }
