@@ -58,7 +58,11 @@ pub fn worker_url(url: &str, peer: IpAddr, allowed: &[IpNet]) -> Result<String, 
 fn is_forbidden(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => is_forbidden_v4(v4),
-        IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local() || embeds_v4(v6),
+        IpAddr::V6(v6) => {
+            // fd00:ec2::254 is Amazon's metadata service, in the midst of a private range.
+            let metadata = v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+            v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local() || metadata || embeds_v4(v6)
+        }
     }
 }
 
@@ -92,6 +96,7 @@ mod tests {
             "64:ff9b::a9fe:a9fe",
             "2002:a9fe:a9fe::1",
             "fe80::1",
+            "fd00:ec2::254",
             "0.0.0.0",
             "0.1.2.3",
             "::",
