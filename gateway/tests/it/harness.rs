@@ -28,8 +28,9 @@ pub struct Hive {
     pub admin: String,
     /// A client without a proxy.
     pub http: reqwest::Client,
-    home: TempDir,
+    // Dropped before the folder that its log is in.
     program: Program,
+    home: TempDir,
 }
 
 /// A `hive-gateway` process; killed when dropped.
@@ -46,12 +47,15 @@ impl Hive {
 
     /// A gateway with these settings, each `section.key` and its value.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        Self::in_home(home, "127.0.0.1:0", "127.0.0.1:0", settings).await
+        Self::in_home(new_home(), "127.0.0.1:0", "127.0.0.1:0", settings).await
     }
 
     async fn in_home(home: TempDir, listen: &str, control: &str, settings: &[(&str, &str)]) -> Self {
-        let mut program = Program::start(home.path(), &["--listen", listen, "--control-listen", control], settings);
+        let mut program = Program::start(
+            home.path(),
+            &["--listen", listen, "--control-listen", control],
+            settings,
+        );
         let run = home.path().join("run/gateway.json");
         let run: GatewayRun = eventually("the gateway says where it listens", async || {
             assert!(program.exited().is_none(), "the gateway ended: {}", program.log());
@@ -65,7 +69,11 @@ impl Hive {
             data: run.data_url,
             control: run.control_url,
             admin: admin.trim().to_owned(),
-            http: reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap(),
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .unwrap(),
             home,
             program,
         }
@@ -73,7 +81,13 @@ impl Hive {
 
     /// The same state folder and the same ports again, after the process has ended or is killed now.
     pub async fn again(self, settings: &[(&str, &str)]) -> Self {
-        let Self { data, control, home, program, .. } = self;
+        let Self {
+            data,
+            control,
+            home,
+            program,
+            ..
+        } = self;
         drop(program);
         Self::in_home(home, address(&data), address(&control), settings).await
     }
@@ -117,7 +131,10 @@ impl Hive {
     /// The log line that satisfies `wanted`, once it is there.
     pub async fn logged(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         eventually(what, async || {
-            self.log().lines().map(|line| serde_json::from_str(line).expect("a log line is JSON")).find(&wanted)
+            self.log()
+                .lines()
+                .map(|line| serde_json::from_str(line).expect("a log line is JSON"))
+                .find(&wanted)
         })
         .await
     }
@@ -126,15 +143,29 @@ impl Hive {
 impl Program {
     /// Starts the binary on a state folder with an empty environment but for these settings.
     pub fn start(home: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Self {
-        let quick = [("registry.heartbeat_interval", "200ms"), ("registry.probe_interval", "200ms")];
-        let log = home.join(format!("log-{}.jsonl", std::fs::read_dir(home).map_or(0, Iterator::count)));
+        let quick = [
+            ("registry.heartbeat_interval", "200ms"),
+            ("registry.probe_interval", "200ms"),
+        ];
+        let log = home.join(format!(
+            "log-{}.jsonl",
+            std::fs::read_dir(home).map_or(0, Iterator::count)
+        ));
         let mut command = Command::new(env!("CARGO_BIN_EXE_hive-gateway"));
         command.env_clear().arg("--home").arg(home).args(flags);
         for (name, value) in quick.iter().chain(settings) {
-            command.env(format!("HIVE_GATEWAY__{}", name.replace('.', "__").to_uppercase()), value);
+            command.env(
+                format!("HIVE_GATEWAY__{}", name.replace('.', "__").to_uppercase()),
+                value,
+            );
         }
         let stderr = File::create(&log).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
         Self { child, log }
     }
 
@@ -160,7 +191,13 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            show(&self.log());
+            // Without what `eventually` asked again and again.
+            let log = self.log();
+            let lines: Vec<&str> = log
+                .lines()
+                .filter(|line| !line.contains("\"method\":\"GET\""))
+                .collect();
+            show(&lines.join("\n"));
         }
     }
 }
@@ -168,6 +205,13 @@ impl Drop for Program {
 #[expect(clippy::print_stderr, reason = "the log of a hive whose test failed")]
 fn show(log: &str) {
     eprintln!("--- the gateway's log ---\n{log}---");
+}
+
+/// A state folder for a test; in memory where there is such a place, since SQLite waits for a disk at every commit.
+pub fn new_home() -> TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 /// Asks again and again until there is an answer; a test that waits longer than [`PATIENCE`] has failed.
@@ -184,7 +228,9 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
 
 /// What `future` gives, within [`PATIENCE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain: {what}"))
 }
 
 fn address(url: &str) -> &str {

@@ -1,12 +1,17 @@
 //! The gateway at its socket: the real binary over real HTTP, with workers that register themselves.
 //!
-//! [`harness`] starts hives, [`worker`] and [`script`] are the workers behind them, [`client`] the callers in
+//! [`harness`] starts hives, [`worker`], [`server`] and [`script`] are what is behind them, [`client`] the callers in
 //! front; every other module is a list of facts.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test may stop at the first surprise"
+)]
 
 mod client;
 mod harness;
 mod script;
+mod server;
 mod shapes;
 mod worker;
 
@@ -15,6 +20,7 @@ mod attach;
 mod books;
 mod cancel;
 mod connections;
+mod deploy;
 mod errors;
 mod joining;
 mod keys;
@@ -30,5 +36,6 @@ mod routes;
 mod silence;
 mod starting;
 mod stopping;
+mod storage;
 mod streaming;
 mod tidy;

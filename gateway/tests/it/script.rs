@@ -58,7 +58,16 @@ impl Script {
     /// The beginning of an answer: head, role, these tokens.
     pub fn begins(tokens: &[&str]) -> Self {
         let role = json!({"role": "assistant", "content": ""});
-        tokens.iter().fold(Self::stream().event(&chunk(&role, None)), |script, token| script.token(token))
+        tokens
+            .iter()
+            .fold(Self::stream().event(&chunk(&role, None)), |script, token| {
+                script.token(token)
+            })
+    }
+
+    /// All of a good answer but the end of its body.
+    pub fn says_until_done(tokens: &[&str]) -> Self {
+        Self::begins(tokens).finish("stop").usage(7, tokens.len()).done()
     }
 
     /// The head of an event stream.
@@ -68,7 +77,9 @@ impl Script {
 
     /// A head with these header lines.
     pub fn head(status: u16, headers: &str) -> Self {
-        Self(vec![Step::Raw(format!("HTTP/1.1 {status} X\r\n{headers}\r\n").into_bytes())])
+        Self(vec![Step::Raw(
+            format!("HTTP/1.1 {status} X\r\n{headers}\r\n").into_bytes(),
+        )])
     }
 
     /// A whole answer of another kind.
@@ -102,7 +113,8 @@ impl Script {
     pub fn usage(self, prompt: usize, completion: usize) -> Self {
         let mut last = chunk(&json!({}), None);
         last["choices"] = json!([]);
-        last["usage"] = json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion});
+        last["usage"] =
+            json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion});
         self.event(&last)
     }
 

@@ -1,0 +1,196 @@
+//! Who gets in: keys of every kind of wrong, scopes, and keys that are made and revoked while all runs.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use gateway::auth::api_key;
+use serde_json::json;
+
+use crate::{client::Reply, harness::Hive};
+
+#[tokio::test]
+async fn without_a_good_key_nobody_gets_in() {
+    let hive = Hive::start().await;
+    let junk = "x".repeat(8192);
+    let cut = &hive.admin[..hive.admin.len() - 1];
+    let other = api_key::generate();
+    let basic = format!("Basic {}", hive.admin);
+    let bare = hive.admin.clone();
+    for credential in [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer x",
+        &format!("Bearer {junk}"),
+        &format!("Bearer {cut}"),
+        &format!("Bearer {other}"),
+        &basic,
+        &bare,
+    ] {
+        for url in [
+            format!("{}/v1/models", hive.data),
+            format!("{}/control/v1/workers", hive.control),
+        ] {
+            let reply = Reply::to(hive.http.get(url).header("authorization", credential)).await;
+            assert_eq!(reply.header("www-authenticate"), "Bearer");
+            let error = reply.refused(401, "invalid_api_key").await;
+            assert_eq!(error["type"], "invalid_request_error");
+            assert!(
+                !error["message"].as_str().unwrap().contains(&hive.admin[4..20]),
+                "{error}"
+            );
+        }
+    }
+    Reply::to(hive.stranger("GET", "/v1/models"))
+        .await
+        .refused(401, "invalid_api_key")
+        .await;
+    let blob = reqwest::header::HeaderValue::from_bytes(b"Bearer \xff\xfe").unwrap();
+    Reply::to(hive.stranger("GET", "/v1/models").header("authorization", blob))
+        .await
+        .refused(401, "invalid_api_key")
+        .await;
+}
+
+#[tokio::test]
+async fn a_key_may_come_in_either_header_and_the_scheme_in_any_case() {
+    let hive = Hive::start().await;
+    let key = &hive.admin;
+    for (name, value) in [
+        ("authorization", format!("bearer {key}")),
+        ("authorization", format!("BEARER  {key}")),
+        ("x-api-key", key.clone()),
+    ] {
+        let reply = Reply::to(hive.stranger("GET", "/v1/models").header(name, value)).await;
+        assert_eq!(reply.status, 200);
+    }
+    let twice = hive.on_data("GET", "/v1/models").header("x-api-key", key);
+    assert_eq!(Reply::to(twice).await.status, 200);
+    let different = hive
+        .on_data("GET", "/v1/models")
+        .header("x-api-key", api_key::generate());
+    Reply::to(different).await.refused(400, "invalid_request").await;
+    let different = hive
+        .on_data("GET", "/v1/models")
+        .header("authorization", "Bearer other");
+    Reply::to(different).await.refused(400, "invalid_request").await;
+}
+
+#[tokio::test]
+async fn a_key_opens_what_its_scopes_say_and_nothing_else() {
+    let hive = Hive::start().await;
+    hive.worker("a").join().await;
+    for (scope, lists, chats, operates) in [
+        ("infer", 200, 200, 403),
+        ("models:read", 200, 403, 403),
+        ("metrics:read", 403, 403, 403),
+        ("admin", 200, 200, 200),
+    ] {
+        let (_, key) = hive.key(&[scope]).await;
+        let list = Reply::to(hive.stranger("GET", "/v1/models").bearer_auth(&key)).await;
+        let chat = hive.chat("m").key(&key).send().await;
+        let workers = Reply::to(
+            hive.http
+                .get(format!("{}/control/v1/workers", hive.control))
+                .bearer_auth(&key),
+        )
+        .await;
+        assert_eq!(
+            (list.status, chat.status, workers.status),
+            (lists, chats, operates),
+            "{scope}"
+        );
+        for reply in [list, chat, workers] {
+            if reply.status == 403 {
+                reply.refused(403, "insufficient_scope").await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_dead_at_once_on_both_planes() {
+    let hive = Hive::start().await;
+    let (id, key) = hive.key(&["admin"]).await;
+    let path = format!("/control/v1/keys/{id}");
+    for _again in 0..2 {
+        assert_eq!(Reply::to(hive.on_control("DELETE", &path)).await.status, 204);
+        Reply::to(hive.stranger("GET", "/v1/models").bearer_auth(&key))
+            .await
+            .refused(401, "invalid_api_key")
+            .await;
+        let workers = hive
+            .http
+            .get(format!("{}/control/v1/workers", hive.control))
+            .bearer_auth(&key);
+        Reply::to(workers).await.refused(401, "invalid_api_key").await;
+    }
+    Reply::to(hive.on_control("DELETE", "/control/v1/keys/nobodys"))
+        .await
+        .refused(404, "not_found")
+        .await;
+    let listed = Reply::to(hive.on_control("GET", "/control/v1/keys")).await.json().await;
+    let revoked = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|view| view["id"] == id.as_str())
+        .unwrap();
+    assert!(revoked["revoked_at_ms"].is_u64(), "{revoked}");
+}
+
+#[tokio::test]
+async fn a_key_is_shown_once_and_kept_nowhere() {
+    let hive = Hive::start().await;
+    let (id, key) = hive.key(&["infer", "infer"]).await;
+    assert!(key.starts_with(&format!("hvk_{id}_")) && key.len() == 52, "{key}");
+    let list = Reply::to(hive.on_control("GET", "/control/v1/keys")).await.text().await;
+    let secret = &key[13..45];
+    assert!(list.contains(&id) && !list.contains(secret), "{list}");
+    for file in std::fs::read_dir(hive.home()).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(
+                !bytes.windows(secret.len()).any(|w| w == secret.as_bytes()),
+                "{}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_admin_key_is_its_owners_alone() {
+    let hive = Hive::start().await;
+    let mode = |path: &str| std::fs::metadata(hive.home().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode("keys"), mode("keys/admin"), mode("keys/pepper")),
+        (0o700, 0o600, 0o600)
+    );
+    hive.logged("where the key lies", |line| {
+        line["file"].as_str().is_some_and(|file| file.ends_with("keys/admin"))
+    })
+    .await;
+    assert!(!hive.log().contains(&hive.admin));
+}
+
+#[tokio::test]
+async fn a_key_without_a_name_or_a_scope_is_not_made() {
+    let hive = Hive::start().await;
+    let long = "n".repeat(101);
+    for (body, param) in [
+        (json!({"name": "", "scopes": ["infer"]}), Some("name")),
+        (json!({"name": long, "scopes": ["infer"]}), Some("name")),
+        (json!({"name": "a\u{1b}[2J", "scopes": ["infer"]}), Some("name")),
+        (json!({"name": "a", "scopes": []}), Some("scopes")),
+        (json!({"name": "a", "scopes": ["root"]}), None),
+        (json!({"name": "a"}), None),
+    ] {
+        let reply = Reply::to(hive.on_control("POST", "/control/v1/keys").json(&body)).await;
+        assert_eq!(
+            reply.refused(400, "invalid_request").await["param"].as_str(),
+            param,
+            "{body}"
+        );
+    }
+}

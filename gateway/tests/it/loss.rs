@@ -1,0 +1,194 @@
+//! Every way a worker can be lost after its first event: told in-band within a second, never a clean silent cut.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    client::text_of,
+    harness::Hive,
+    script::{Gate, Script},
+};
+
+/// A second is promised, a second more is for a busy machine.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// What goes wrong after the token `a`, and the gate it waits for.
+fn losses(gate: &Gate) -> Vec<(&'static str, Script)> {
+    let begun = || Script::begins(&["a"]).wait(gate);
+    let giant = format!("data: {}\n\n", "x".repeat(257 * 1024));
+    vec![
+        ("FIN in the middle", begun().fin()),
+        ("RST in the middle", begun().reset()),
+        ("an end without finish_reason", begun().end()),
+        ("[DONE] without finish_reason", begun().done().end()),
+        (
+            "an end in the middle of an event",
+            begun().chunk(b"data: {\"choices\":[").end(),
+        ),
+        (
+            "an event without its blank line",
+            begun().finish("stop").chunk(b"data: [DONE]").end(),
+        ),
+        ("a giant event", begun().chunk(giant.as_bytes()).hang()),
+        (
+            "a giant line without an end",
+            begun().chunk(&giant.as_bytes()[..giant.len() - 2]).hang(),
+        ),
+        (
+            "bytes that are no UTF-8",
+            begun().chunk(b"data: {\"choices\":[],\"x\":\"\xff\"}\n\n").hang(),
+        ),
+        ("text that is no JSON", begun().data("CUDA error: out of memory").hang()),
+        ("JSON that is no chunk", begun().data("{\"detail\":\"oops\"}").hang()),
+        ("an empty event", begun().chunk(b"data:\n\n").hang()),
+        ("no terminating chunk", begun().finish("stop").fin()),
+        ("a broken chunk header", begun().raw(b"zz\r\nhello\r\n").hang()),
+    ]
+}
+
+#[tokio::test]
+async fn a_worker_lost_in_the_middle_is_an_error_event_within_a_second() {
+    let hive = Hive::start().await;
+    for (number, (what, _)) in losses(&Gate::new()).into_iter().enumerate() {
+        let gate = Gate::new();
+        let (id, script) = (format!("w{number}"), losses(&gate).swap_remove(number).1);
+        let worker = hive.worker(&id).model(&id).script([script]).join().await;
+        let mut reply = hive.chat(&id).stream().send().await;
+        reply.until("a").await;
+        let (lost, _) = (Instant::now(), gate.open());
+        let error = reply.broken("worker_lost").await;
+        assert!(lost.elapsed() < WITHIN, "{what}: {:?}", lost.elapsed());
+        assert_eq!(
+            (&error["type"], &error["param"]),
+            (&json!("upstream_error"), &Value::Null),
+            "{what}"
+        );
+        assert_eq!(worker.server.calls(), 1, "{what}: not tried again");
+        hive.until_in_flight(&id, 0).await;
+    }
+    let books = hive.requests().await;
+    assert!(
+        books
+            .iter()
+            .all(|r| r["state"] == "failed" && r["error"] == "worker_lost" && r["completion_tokens"] == 1),
+        "{books:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_lost_in_the_middle_of_a_whole_answer_is_a_502() {
+    let hive = Hive::start().await;
+    let open = Gate::new();
+    open.open();
+    for (number, (what, script)) in losses(&open).into_iter().enumerate() {
+        let id = format!("w{number}");
+        let worker = hive.worker(&id).model(&id).script([script]).join().await;
+        let error = hive.chat(&id).send().await.refused(502, "worker_failed").await;
+        assert_eq!(error["type"], "upstream_error", "{what}");
+        assert_eq!(worker.server.calls(), 1, "{what}: not tried again");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_worker_is_not_asked_again_before_it_is_heard_of() {
+    let hive = Hive::start().await;
+    let worker = hive
+        .worker("a")
+        .script([Script::begins(&["a"]).fin(), Script::says(&["b"])])
+        .join()
+        .await;
+    worker.falls_silent();
+    hive.chat("m").stream().send().await.broken("worker_lost").await;
+    let view = hive.worker_view("a").await;
+    assert_eq!(view["state"], "suspect", "{view}");
+    assert!(view["message"].is_string());
+    hive.chat("m").send().await.refused(503, "no_worker").await;
+    let beat = worker.beat.lock().unwrap().clone();
+    assert_eq!(
+        hive.heartbeat("a", &worker.registered.credential, &beat).await.status,
+        200
+    );
+    assert_eq!(hive.worker_view("a").await["state"], "ready");
+    assert_eq!(text_of(&hive.chat("m").stream().send().await.events().await), "b");
+}
+
+#[tokio::test]
+async fn the_other_streams_go_on_when_one_worker_is_lost() {
+    let hive = Hive::start().await;
+    let (lose, finish) = (Gate::new(), Gate::new());
+    hive.worker("a")
+        .script([Script::begins(&["a"]).wait(&lose).reset()])
+        .join()
+        .await;
+    let mut doomed = hive.chat("m").stream().send().await;
+    doomed.until("a").await;
+    hive.worker("b")
+        .script([Script::begins(&["b"]).wait(&finish).token("c").ends(2)])
+        .join()
+        .await;
+    let mut other = hive.chat("m").stream().send().await;
+    other.until("b").await;
+    lose.open();
+    doomed.broken("worker_lost").await;
+    finish.open();
+    assert_eq!(text_of(&other.events().await), "c");
+}
+
+#[tokio::test]
+async fn what_came_whole_before_the_fault_is_delivered() {
+    let hive = Hive::start().await;
+    // All in one segment: two tokens and the fault.
+    let token = |text: &str| format!("data: {}\n\n", crate::script::chunk(&json!({"content": text}), None));
+    let together = format!("{}{}data: oops\n\n", token("b"), token("c"));
+    let gate = Gate::new();
+    hive.worker("a")
+        .script([Script::begins(&["a"]).wait(&gate).chunk(together.as_bytes()).hang()])
+        .join()
+        .await;
+    let mut reply = hive.chat("m").stream().send().await;
+    reply.until("a").await;
+    gate.open();
+    reply.until("bc").await;
+    reply.broken("worker_lost").await;
+    assert_eq!(hive.requests().await[0]["completion_tokens"], 3);
+}
+
+#[tokio::test]
+async fn a_workers_own_error_event_ends_the_stream_as_its_last_word() {
+    let hive = Hive::start().await;
+    let error = json!({"error": {"message": "out of memory", "type": "server_error", "param": null, "code": "oom"}});
+    let script = Script::begins(&["a"]).event(&error).token("never").hang();
+    let worker = hive.worker("a").script([script]).join().await;
+    let mut reply = hive.chat("m").stream().send().await;
+    reply.until("a").await;
+    let told = reply.broken("oom").await;
+    assert_eq!(told["message"], "out of memory");
+    worker.server.call(0).await.gone().await;
+    let request = &hive.requests().await[0];
+    assert_eq!(
+        (&request["state"], &request["error"]),
+        (&json!("failed"), &json!("oom"))
+    );
+}
+
+#[tokio::test]
+async fn what_a_worker_does_after_done_is_of_no_matter() {
+    let hive = Hive::start().await;
+    let done = || Script::says_until_done(&["a"]);
+    hive.worker("a")
+        .script([
+            done().fin(),
+            done().reset(),
+            done().hang(),
+            done().data("late").end(),
+            Script::says(&["a"]),
+        ])
+        .join()
+        .await;
+    for _request in 0..5 {
+        assert_eq!(text_of(&hive.chat("m").stream().send().await.events().await), "a");
+        hive.until_in_flight("a", 0).await;
+    }
+    assert_eq!(hive.worker_view("a").await["state"], "ready");
+}

@@ -1,0 +1,218 @@
+//! Every route of both planes, walked as a stranger; and what browsers and gluing clients need of them.
+
+use serde_json::{Value, json};
+
+use crate::{client::Reply, harness::Hive, script::Script};
+
+/// Routes that anyone may call; everything else wants a key.
+const OPEN: [&str; 5] = ["/healthz", "/health", "/readyz", "/openapi.json", "/docs/"];
+/// Routes that the documents do not name.
+const UNLISTED: [(&str, &str); 5] = [
+    ("get", "/health"),
+    ("get", "/openapi.json"),
+    ("get", "/docs/"),
+    ("get", "/v1/models/a/b"),
+    ("head", "/v1/models"),
+];
+
+async fn routes(hive: &Hive, plane: &str) -> Vec<(String, String)> {
+    let document = Reply::to(hive.http.get(format!("{plane}/openapi.json")))
+        .await
+        .json()
+        .await;
+    let mut routes = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            routes.push((method.to_uppercase(), path.replace("{id}", "some-id")));
+        }
+    }
+    routes.extend(UNLISTED.map(|(method, path)| (method.to_uppercase(), path.to_owned())));
+    routes
+}
+
+#[tokio::test]
+async fn a_stranger_gets_nothing_but_probes_and_docs() {
+    let hive = Hive::start().await;
+    let (_, reader) = hive.key(&["models:read"]).await;
+    for plane in [&hive.data, &hive.control] {
+        let routes = routes(&hive, plane).await;
+        assert!(routes.len() >= 9, "{routes:?}");
+        for (method, path) in routes {
+            let request = hive.http.request(method.parse().unwrap(), format!("{plane}{path}"));
+            let status = Reply::to(request.try_clone().unwrap()).await.status;
+            let expected = if OPEN.contains(&path.as_str()) {
+                200
+            } else if plane == &hive.control && path.starts_with("/v1/") {
+                404
+            } else {
+                401
+            };
+            assert_eq!(status, expected, "{method} {plane}{path} without a key");
+            if expected == 401 {
+                let status = Reply::to(request.try_clone().unwrap().bearer_auth("hvk_junk"))
+                    .await
+                    .status;
+                // A worker's calls name in their body who calls, so that is read first.
+                let member = ["/register", "/heartbeat", "/leave"]
+                    .iter()
+                    .any(|end| path.ends_with(end));
+                assert!(
+                    status == 401 || (member && status == 400),
+                    "{method} {path} with a bad key: {status}"
+                );
+                let status = Reply::to(request.bearer_auth(&reader)).await.status;
+                let listing = path.starts_with("/v1/models");
+                let good = if listing {
+                    status == 200 || status == 404
+                } else {
+                    status == 403 || (member && status == 400)
+                };
+                assert!(good, "{method} {path} with a key of another scope: {status}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn probes_need_no_key_and_tell_the_version() {
+    let hive = Hive::start().await;
+    for plane in [&hive.data, &hive.control] {
+        for path in ["/healthz", "/health", "/readyz"] {
+            let health = Reply::to(hive.http.get(format!("{plane}{path}"))).await.json().await;
+            assert_eq!(health, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_docs_come_from_inside_the_binary_and_load_the_document_beside_them() {
+    let hive = Hive::start().await;
+    for plane in [&hive.data, &hive.control] {
+        let redirect = Reply::to(hive.http.get(format!("{plane}/docs"))).await;
+        assert_eq!((redirect.status, redirect.header("location")), (303, "/docs/"));
+        let page = Reply::to(hive.http.get(format!("{plane}/docs/"))).await;
+        assert!(page.header("content-type").starts_with("text/html"));
+        let page = page.text().await;
+        assert!(
+            page.contains("swagger-ui-bundle.js") && !page.contains("https://"),
+            "{page}"
+        );
+        for (asset, kind) in [
+            ("swagger-ui-bundle.js", "javascript"),
+            ("swagger-ui.css", "css"),
+            ("swagger-initializer.js", "javascript"),
+        ] {
+            let reply = Reply::to(hive.http.get(format!("{plane}/docs/{asset}"))).await;
+            assert!(
+                reply.status == 200 && reply.header("content-type").contains(kind),
+                "{asset}"
+            );
+            if asset == "swagger-initializer.js" {
+                assert!(reply.text().await.contains("/openapi.json"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_document_lets_a_browser_try_it_out_with_a_key() {
+    let hive = Hive::start().await;
+    let document = Reply::to(hive.stranger("GET", "/openapi.json")).await.json().await;
+    assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
+    assert_eq!(document["security"], json!([{"key": []}]));
+    assert_eq!(document["paths"]["/healthz"]["get"]["security"], json!([{}]));
+    let body = &document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"];
+    assert!(body["application/json"]["schema"].is_object(), "{body}");
+}
+
+#[tokio::test]
+async fn a_browser_may_ask_from_anywhere_before_it_shows_a_key() {
+    let hive = Hive::start().await;
+    hive.worker("a").script([Script::says(&["Hello"])]).join().await;
+    let wanted = "authorization,content-type,x-stainless-os,x-anything";
+    let preflight = hive
+        .stranger("OPTIONS", "/v1/chat/completions")
+        .header("origin", "https://app.example")
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", wanted);
+    let reply = Reply::to(preflight).await;
+    assert!(reply.status == 200 || reply.status == 204, "{}", reply.status);
+    assert_eq!(reply.header("access-control-allow-origin"), "*");
+    assert_eq!(reply.header("access-control-allow-headers"), wanted);
+    assert!(reply.header("access-control-allow-methods").contains("POST"));
+    assert!(!reply.headers.contains_key("access-control-allow-credentials"));
+    let answers = [
+        hive.chat("m").header("origin", "https://app.example").send().await,
+        Reply::to(hive.stranger("GET", "/v1/models").header("origin", "null")).await,
+        Reply::to(hive.on_data("GET", "/nope").header("origin", "https://app.example")).await,
+    ];
+    for (reply, status) in answers.into_iter().zip([200, 401, 404]) {
+        assert_eq!(
+            (reply.status, reply.header("access-control-allow-origin")),
+            (status, "*")
+        );
+        for name in ["x-request-id", "retry-after", "x-hive-worker"] {
+            assert!(reply.header("access-control-expose-headers").contains(name), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_control_plane_is_not_for_browsers_of_other_origins() {
+    let hive = Hive::start().await;
+    let preflight = hive
+        .on_control("OPTIONS", "/control/v1/keys")
+        .header("origin", "https://app.example")
+        .header("access-control-request-method", "POST");
+    let get = hive
+        .on_control("GET", "/control/v1/keys")
+        .header("origin", "https://app.example");
+    for request in [preflight, get] {
+        let reply = Reply::to(request).await;
+        assert!(
+            !reply
+                .headers
+                .keys()
+                .any(|name| name.as_str().starts_with("access-control-"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn head_is_get_without_the_body() {
+    let hive = Hive::start().await;
+    hive.worker("a").join().await;
+    for path in ["/v1/models", "/v1/models/m", "/healthz", "/openapi.json"] {
+        let reply = Reply::to(hive.on_data("HEAD", path)).await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert!(reply.headers.contains_key("x-request-id"));
+        assert_eq!(reply.text().await, "", "{path}");
+    }
+    assert_eq!(Reply::to(hive.stranger("HEAD", "/v1/models")).await.status, 401);
+}
+
+#[tokio::test]
+async fn glued_urls_reach_the_route_they_mean() {
+    let hive = Hive::start().await;
+    hive.worker("a").join().await;
+    for path in [
+        "//v1/models",
+        "/v1//models",
+        "/v1/models/",
+        "//v1//models//",
+        "/v1/models?x=//",
+    ] {
+        let list = Reply::to(hive.on_data("GET", path)).await.json().await;
+        assert_eq!(list["object"], "list", "{path}");
+    }
+    for path in ["/v1/chat/completions/", "//v1/chat//completions"] {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
+        let answer: Value = Reply::to(hive.on_data("POST", path).json(&body)).await.json().await;
+        assert_eq!(answer["object"], "chat.completion", "{path}");
+    }
+    let workers = Reply::to(hive.on_control("GET", "//control//v1/workers"))
+        .await
+        .json()
+        .await;
+    assert_eq!(workers.as_array().unwrap().len(), 1);
+}
