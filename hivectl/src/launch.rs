@@ -132,10 +132,14 @@ pub async fn gateway(
     match outcome {
         Ok(ready) => ready.map(|(run, client)| (running, run, client)),
         Err(Some(how)) => Err(running.obituary("the gateway", &how)),
-        Err(None) => Err(Failure::timeout(
-            format!("the gateway was not ready within {} s", GATEWAY_START.as_secs()),
-            format!("read {}", running.log.display()),
-        )),
+        Err(None) => {
+            // It must not hold the ports against the next try.
+            kill(&process);
+            Err(Failure::timeout(
+                format!("the gateway was not ready within {} s", GATEWAY_START.as_secs()),
+                format!("read {}", running.log.display()),
+            ))
+        }
     }
 }
 
@@ -292,6 +296,8 @@ fn length(log: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -299,5 +305,26 @@ mod tests {
         assert_eq!(how(ExitStatus::from_raw(3 << 8)), "it ended with exit code 3");
         assert!(how(ExitStatus::from_raw(9)).contains("out of memory"));
         assert_eq!(how(ExitStatus::from_raw(11)), "it was ended by signal 11");
+    }
+
+    #[test]
+    fn a_worker_listens_where_its_gateway_can_reach_it() {
+        let listen = |gateway: &str, port| {
+            listen(&WorkerSpec {
+                id: "w".parse().unwrap(),
+                model: "m".parse().unwrap(),
+                model_path: None,
+                device: "cpu".into(),
+                slots: None,
+                threads: None,
+                port,
+                script: None,
+                gateway: gateway.into(),
+            })
+        };
+        assert_eq!(listen("http://127.0.0.1:7412", None), None);
+        assert_eq!(listen("http://127.0.0.1:7412", Some(9)).as_deref(), Some("127.0.0.1:9"));
+        assert_eq!(listen("http://10.0.0.7:7412", None).as_deref(), Some("0.0.0.0:0"));
+        assert_eq!(listen("http://[fd00::1]:7412", Some(9)).as_deref(), Some("[::]:9"));
     }
 }
