@@ -150,7 +150,9 @@ impl Scope {
 
     /// The scope of that name, if there is one.
     pub fn parse(s: &str) -> Option<Self> {
-        [Self::Infer, Self::ModelsRead, Self::Admin, Self::MetricsRead].into_iter().find(|scope| scope.as_str() == s)
+        [Self::Infer, Self::ModelsRead, Self::Admin, Self::MetricsRead]
+            .into_iter()
+            .find(|scope| scope.as_str() == s)
     }
 }
 
@@ -222,9 +224,16 @@ impl RequestState {
 
     /// The state of that word, if there is one.
     pub fn parse(s: &str) -> Option<Self> {
-        [Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled, Self::Aborted]
-            .into_iter()
-            .find(|state| state.as_str() == s)
+        [
+            Self::Queued,
+            Self::Running,
+            Self::Completed,
+            Self::Failed,
+            Self::Cancelled,
+            Self::Aborted,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == s)
     }
 }
 
