@@ -183,7 +183,10 @@ impl Table {
             Ok(text) => toml::from_str::<File>(&text)
                 .map(|file| file.hivectl)
                 .map_err(|error| Failure::usage(format!("{} cannot be read", path.display()), remedy()).because(error)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            // A state folder that is no folder is told of by whoever needs one.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(Self::default())
+            }
             Err(error) => Err(Failure::task(format!("{} cannot be read", path.display()), remedy()).because(error)),
         }
     }
@@ -211,7 +214,10 @@ pub fn is_loopback(url: &str) -> bool {
 /// Whether a host name or address means this machine on every machine.
 pub fn is_own_name(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    address.map_or_else(|_| host == "localhost" || host.ends_with(".localhost"), |address| address.is_loopback())
+    address.map_or_else(
+        |_| host == "localhost" || host.ends_with(".localhost"),
+        |address| address.is_loopback(),
+    )
 }
 
 fn host_of(url: &str) -> Option<String> {
@@ -345,10 +351,22 @@ mod tests {
 
     #[test]
     fn an_address_that_is_every_machine_s_own_is_known_in_each_spelling() {
-        for own in ["http://127.0.0.1:7412", "http://localhost:7412", "http://[::1]:7412", "http://127.9.9.9", "https://a.localhost"] {
+        for own in [
+            "http://127.0.0.1:7412",
+            "http://localhost:7412",
+            "http://[::1]:7412",
+            "http://127.9.9.9",
+            "https://a.localhost",
+        ] {
             assert!(is_loopback(own), "{own}");
         }
-        for other in ["http://10.0.0.7:7412", "http://gpu-1:7412", "http://[fd00::1]:7412", "http://localhost.example.org", "nonsense"] {
+        for other in [
+            "http://10.0.0.7:7412",
+            "http://gpu-1:7412",
+            "http://[fd00::1]:7412",
+            "http://localhost.example.org",
+            "nonsense",
+        ] {
             assert!(!is_loopback(other), "{other}");
         }
     }

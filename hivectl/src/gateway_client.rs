@@ -128,8 +128,15 @@ impl Gateway {
     }
 
     /// Attaches an OpenAI-compatible server.
-    pub async fn attach(&self, attach: &Attach) -> Result<Vec<WorkerView>, Failure> {
-        self.control(Method::POST, "/workers", Some(attach)).await
+    pub async fn attach(&self, attach: &Attach) -> Result<WorkerView, Failure> {
+        let response = self.control_response(Method::POST, "/workers", Some(attach)).await?;
+        let status = response.status();
+        self.read(response).await.map_err(|failure| match status {
+            StatusCode::BAD_GATEWAY => {
+                Failure::other_side(failure.what(), "check its address and key, and that it runs")
+            }
+            _ => failure,
+        })
     }
 
     /// Takes an attached server out, or forgets a lost worker.

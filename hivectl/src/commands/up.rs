@@ -310,6 +310,9 @@ fn note_differences(args: &Up, config: &Config, output: &Output) {
     let (Some(supervisor), Some(gateway)) = (state::supervisor(config), state::gateway(config)) else {
         return;
     };
+    if let Some(trouble) = supervisor.trouble {
+        output.note(trouble);
+    }
     let model = supervisor.model.as_str();
     // The default model is a wish only where it was typed; a running hive has a model already.
     if args.model != model && args.model != crate::cli::DEFAULT_MODEL {

@@ -25,6 +25,7 @@ pub fn refused(status: StatusCode, body: &[u8]) -> Failure {
             what,
             "see `hivectl worker list`, and start one with `hivectl worker spawn`",
         ),
+        "loading" | "queue_full" | "rate_limit_exceeded" => Failure::task(what, "run it again in a few seconds"),
         "shutting_down" => Failure::other_side(what, "start it with `hivectl up`"),
         code if status == StatusCode::NOT_FOUND => {
             Failure::usage(what, format!("list what there is, and use a name from it ({code})"))

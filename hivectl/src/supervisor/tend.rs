@@ -12,9 +12,11 @@ use tokio::time::sleep;
 use super::{Event, Hive, Plan, backoff::Backoff, start_gateway};
 use crate::{
     config::Config,
+    error::Failure,
     gateway_client::Gateway,
     launch::{self, Running},
-    logs, process, state,
+    logs, process,
+    state::{self, WorkerRun, WorkerSpec},
 };
 
 /// Deaths in a row while loading after which a worker is given up.
@@ -111,21 +113,31 @@ async fn tend_worker(
             Err(failure) => failure.in_one_line(),
         };
     }
-    let last_words = if is_wanted() {
-        let trouble = format!(
-            "worker {0} died {deaths_while_loading} times while loading and is not started again; see `hivectl worker logs {0}`",
-            spec.id
-        );
-        if let Err(failure) = state::update_supervisor(config, |run| run.trouble = Some(trouble.clone())) {
-            tell(Event::Note(failure.in_one_line()));
-        }
-        trouble
-    } else {
-        format!("worker {} was stopped", spec.id)
-    };
-    if let Some(run) = state::worker(config, &spec.id).filter(|run| !process::is_alive(&run.process)) {
-        state::forget_worker(config, &spec.id, &run.process);
+    if let Err(failure) = let_go(config, spec, is_wanted(), tell) {
+        tell(Event::Note(failure.in_one_line()));
     }
-    tell(Event::Note(last_words));
     std::future::pending().await
+}
+
+/// Ends the tending of a worker: it was stopped, or it died too often.
+fn let_go(config: &Config, spec: &WorkerSpec, is_wanted: bool, tell: &impl Fn(Event)) -> Result<(), Failure> {
+    let id = &spec.id;
+    let run = state::worker(config, id).filter(|run| !process::is_alive(&run.process));
+    if !is_wanted {
+        tell(Event::Note(format!("worker {id} was stopped")));
+        if let Some(run) = run {
+            state::forget_worker(config, id, &run.process);
+        }
+        return Ok(());
+    }
+    let trouble = format!(
+        "worker {id} died {DEATHS_WHILE_LOADING} times while loading and is not started again; \
+         `hivectl worker logs {id}` says why, `hivectl worker restart {id}` tries once more"
+    );
+    tell(Event::Note(trouble.clone()));
+    if let Some(run) = run {
+        let supervised = false;
+        state::write_worker(config, &WorkerRun { supervised, ..run })?;
+    }
+    state::update_supervisor(config, |run| run.trouble = Some(trouble))
 }

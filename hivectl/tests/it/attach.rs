@@ -60,6 +60,16 @@ fn an_attached_server_goes_by_the_name_and_the_models_it_is_given() {
 }
 
 #[test]
+fn a_server_that_is_not_there_is_the_other_sides_fault() {
+    let house = House::new();
+    house.up(&[]);
+    let ended = house
+        .run(&["worker", "attach", "--url", "http://127.0.0.1:1"])
+        .expect(3);
+    ended.says("was not attached").says("check its address");
+}
+
+#[test]
 fn a_key_file_that_others_can_read_or_that_is_not_there_is_refused() {
     let house = House::new();
     house.up(&[]);

@@ -97,7 +97,7 @@ impl House {
 
     /// `hivectl up` in the foreground, without a build and without a real model.
     pub fn start_up(&self, more: &[&str]) -> Started {
-        self.start(&[&up_arguments()[..], more].concat())
+        self.start(&up_arguments(more))
     }
 
     #[track_caller]
@@ -108,7 +108,7 @@ impl House {
     /// A detached hive with one scripted worker, `scripted-0`, that says back what it hears.
     #[track_caller]
     pub fn up(&self, more: &[&str]) -> Ended {
-        self.run(&[&up_arguments()[..], &["--detach", "--print-env"], more].concat())
+        self.run(&up_arguments(&[more, &["--detach", "--print-env"]].concat()))
             .expect(0)
     }
 
@@ -277,19 +277,16 @@ pub fn recorded_pid(file: &Path) -> u64 {
     serde_json::from_str::<Value>(&text).unwrap()["pid"].as_u64().unwrap()
 }
 
-fn up_arguments() -> [&'static str; 10] {
-    [
-        "up",
-        "--no-build",
-        "--device",
-        "scripted",
-        "--model",
-        "echo",
-        "--port",
-        "0",
-        "--control-port",
-        "0",
-    ]
+/// `up` with these arguments, and those that keep a test quick and out of others' way where they say nothing else.
+fn up_arguments<'a>(named: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec!["up", "--no-build", "--device", "scripted"];
+    for (flag, value) in [("--model", "echo"), ("--port", "0"), ("--control-port", "0")] {
+        if !named.contains(&flag) {
+            arguments.extend([flag, value]);
+        }
+    }
+    arguments.extend(named);
+    arguments
 }
 
 fn follow(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> JoinHandle<()> {

@@ -83,6 +83,28 @@ fn a_stopped_worker_stays_stopped() {
 }
 
 #[test]
+fn a_worker_that_keeps_dying_while_loading_is_given_up_until_somebody_helps() {
+    let house = House::new();
+    let script = house.file("script.json", "{}");
+    house.up(&["--script", &script]);
+    let pid = house.ready("scripted-0", None);
+    house.file("script.json", r#"{"fail_load": "the tensor is bent"}"#);
+    kill(pid, Signal::SIGKILL);
+    eventually("the worker is given up", || {
+        let status = house.run(&["status"]).expect(0).stdout;
+        status.contains("died 5 times while loading").then_some(())
+    });
+    assert_eq!(house.processes().len(), 2, "{:?}", house.processes());
+
+    house.file("script.json", "{}");
+    house.run(&["worker", "restart", "scripted-0"]).expect(0);
+    house.ready("scripted-0", Some(pid));
+    assert!(!house.run(&["status"]).expect(0).stdout.contains("trouble"));
+    house.run(&["down"]).expect(0);
+    house.is_empty();
+}
+
+#[test]
 fn the_supervisors_log_is_one_json_object_a_line() {
     let house = House::new();
     house.up(&[]);

@@ -128,26 +128,8 @@ fn a_named_port_that_is_taken_is_an_error_with_a_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for flag in ["--port", "--control-port"] {
-        let arguments = [
-            "up",
-            "--no-build",
-            "--device",
-            "scripted",
-            "--port",
-            "0",
-            "--detach",
-            flag,
-            &port,
-        ];
-        // The later of two equal flags would be a usage error, so the other plane's port stays the default.
-        let arguments = if flag == "--port" {
-            [&arguments[..4], &arguments[6..]].concat()
-        } else {
-            arguments.to_vec()
-        };
-        house
-            .run(&arguments)
-            .expect(1)
+        let ended = house.start_up(&["--detach", flag, &port]).end().expect(1);
+        ended
             .says(&format!("port {port} on 127.0.0.1 cannot be used"))
             .says(flag);
         house.is_empty();

@@ -66,25 +66,31 @@ fn a_name_is_used_once() {
 }
 
 #[test]
-fn a_killed_worker_leaves_the_list_of_the_ready_and_its_name_is_free() {
+fn a_killed_worker_leaves_the_list_of_the_ready() {
+    let house = House::new();
+    house.up(&[]);
+    spawn(&house, &["--model", "m", "--name", "mine"]);
+    kill(house.ready("mine", None), Signal::SIGKILL);
+    eventually("the dead worker is not ready any more", || {
+        let mine = house.worker("mine");
+        mine.is_none_or(|worker| worker["state"] != "ready").then_some(())
+    });
+    house
+        .run(&["worker", "stop", "mine"])
+        .expect(0)
+        .says("was not running any more");
+    assert_eq!(house.worker("mine"), None);
+}
+
+#[test]
+fn the_name_of_a_killed_worker_is_free_at_once() {
     let house = House::new();
     house.up(&[]);
     spawn(&house, &["--model", "m", "--name", "mine"]);
     let first = house.ready("mine", None);
     kill(first, Signal::SIGKILL);
-    eventually("the dead worker is not ready any more", || {
-        house
-            .worker("mine")
-            .is_none_or(|worker| worker["state"] != "ready")
-            .then_some(())
-    });
-    eventually("the name can be used again", || {
-        (house
-            .run(&["worker", "spawn", "scripted", "--model", "m", "--name", "mine"])
-            .code
-            == 0)
-            .then_some(())
-    });
+    eventually("its process is gone", || (house.processes().len() == 3).then_some(()));
+    spawn(&house, &["--model", "m", "--name", "mine"]);
     assert_ne!(house.ready("mine", None), first);
 }
 

@@ -131,16 +131,14 @@ async fn attach(args: AttachServer, config: &Config, output: &Output) -> Result<
         id: args.name,
         slots: args.slots,
     };
-    let views = Gateway::find(config)?.attach(&attach).await?;
+    let view = Gateway::find(config)?.attach(&attach).await?;
     if output.is_json() {
-        show(&views, output);
+        output.json(&WorkerLine::from(&view));
         return Ok(());
     }
-    for view in &views {
-        let models: Vec<&str> = view.models.iter().map(ModelName::as_str).collect();
-        output.note(format_args!("attached {} with {}", view.url, models.join(", ")));
-        output.line(&view.id);
-    }
+    let models: Vec<&str> = view.models.iter().map(ModelName::as_str).collect();
+    output.note(format_args!("attached {} with {}", view.url, models.join(", ")));
+    output.line(&view.id);
     Ok(())
 }
 

@@ -108,8 +108,7 @@ pub async fn restart(id: &WorkerId, timeout: u64, config: &Config, output: &Outp
         ..config.clone()
     };
     let gateway = Gateway::find(config)?;
-    let kept_up =
-        run.supervised && state::live_supervisor(config).is_some_and(|supervisor| supervisor.trouble.is_none());
+    let kept_up = run.supervised && state::live_supervisor(config).is_some();
     stop::one(&run.process, &format!("worker {id}"), sleep(limit), &|note| {
         output.note(note);
     })
@@ -117,7 +116,11 @@ pub async fn restart(id: &WorkerId, timeout: u64, config: &Config, output: &Outp
     if kept_up {
         return followed(&run, limit, config, &gateway, output).await;
     }
-    start(&run.spec, false, limit, config, &gateway, output).await
+    start(&run.spec, false, limit, config, &gateway, output).await?;
+    // A worker the supervisor had given up on is no trouble any more.
+    state::update_supervisor(config, |supervisor| {
+        supervisor.trouble.take_if(|_| supervisor.worker == *id);
+    })
 }
 
 async fn start(
@@ -189,7 +192,18 @@ async fn followed(
 
 async fn refuse_taken(id: &WorkerId, config: &Config, gateway: &Gateway) -> Result<(), Failure> {
     refuse_running(id, config)?;
-    refuse_known(id, gateway).await
+    match state::worker(config, id) {
+        // Our own dead worker; the gateway may not have noticed yet, but its id is free.
+        Some(dead)
+            if gateway
+                .worker(id)
+                .await?
+                .is_some_and(|view| view.pid == Some(dead.process.pid)) =>
+        {
+            Ok(())
+        }
+        _ => refuse_known(id, gateway).await,
+    }
 }
 
 /// Fails if a worker of this id runs on this machine.
