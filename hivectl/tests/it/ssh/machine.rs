@@ -5,7 +5,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::OwnedFd,
-        unix::fs::{MetadataExt, PermissionsExt},
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -14,6 +17,11 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
 };
 
 use crate::house::{Ended, House, Started};
@@ -106,9 +114,9 @@ impl Machine {
 
     /// Cuts every connection, as a power failure would.
     pub fn cut(&self) {
-        for session in self.sessions.lock().unwrap().iter_mut() {
-            // It fails only for one that has ended.
-            let _ = session.kill();
+        for session in self.sessions.lock().unwrap().iter() {
+            // An sshd splits in two after its login. It fails only for one that has ended, which is not waited for yet.
+            let _ = killpg(Pid::from_raw(i32::try_from(session.id()).unwrap()), Signal::SIGKILL);
         }
     }
 }
@@ -150,6 +158,7 @@ fn answer(listener: &TcpListener, folder: &Path, sessions: &Mutex<Vec<Child>>, c
             .stdin(OwnedFd::from(socket.try_clone().unwrap()))
             .stdout(OwnedFd::from(socket))
             .stderr(log)
+            .process_group(0)
             .spawn()
             .expect("sshd starts; on Debian it comes with `apt-get install openssh-server`");
         sessions.lock().unwrap().push(session);
