@@ -152,7 +152,8 @@ impl Request {
             .iter()
             .find(|(source, _)| source.to_string() == manifest.source);
         match same {
-            Some((Source::Path(path), _)) if !local::is_unchanged(store, &manifest, path) => Ok(None),
+            // Who names the file means it as it is now; who names the model means what is in the store.
+            Some((Source::Path(path), _)) if self.is_exact && !local::is_unchanged(store, &manifest, path) => Ok(None),
             None if self.is_exact => Err(Error::Taken {
                 name: self.name.to_string(),
                 from: manifest.source,

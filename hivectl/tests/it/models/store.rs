@@ -79,6 +79,12 @@ fn a_local_model_is_copied_and_a_changed_one_copied_anew() {
     user.run(&["download", original.to_str().unwrap()]).expect(0);
     fs::write(&original, gguf(6_000, 1)).unwrap();
     assert_eq!(user.run(&["verify"]).expect(0).stdout, "ok some\n");
+    assert!(
+        user.run(&["download", "some"])
+            .expect(0)
+            .stdout
+            .starts_with("already there")
+    );
     user.run(&["download", "./some.gguf"]).expect(0);
     assert_eq!(fs::read(user.path("models/some/some.gguf")).unwrap(), gguf(6_000, 1));
     fs::remove_file(&original).unwrap();

@@ -57,9 +57,7 @@ fn a_server_that_falls_silent_is_asked_again() {
         "[hivectl.download]\nstall_timeout = \"2s\"\nbackoff = \"1ms\"\n",
     )
     .unwrap();
-    user.run(&["download", HUB_FILE])
-        .expect(0)
-        .says("nothing came for 2s");
+    user.run(&["download", HUB_FILE]).expect(0).says("nothing came for 2s");
     assert_eq!(fs::read(user.path("models/m/m.gguf")).unwrap(), bytes);
     assert!(hub.asked()[1].from().is_some());
 }
