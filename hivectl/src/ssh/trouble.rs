@@ -41,13 +41,13 @@ pub enum Trouble {
     #[error("cannot be reached: the network knows no way there")]
     NoWay,
     /// Our key is not accepted.
-    #[error("did not accept your key")]
+    #[error("refused your key")]
     KeyRefused,
     /// A host key we have not seen.
-    #[error("has a host key that this machine has never seen")]
+    #[error("has an unknown host key: this machine has never seen it")]
     UnknownHostKey,
     /// Another host key than the one we know; perhaps with ssh's command that forgets the old one.
-    #[error("has another host key than the one this machine knows")]
+    #[error("has changed its host key, or is not the machine it was")]
     ChangedHostKey(Option<String>),
     /// Anything else that is ssh's fault.
     #[error("cannot be reached over ssh")]
@@ -248,12 +248,9 @@ mod tests {
                 "ssh: Could not resolve hostname gpu-1: Name or service not known\n",
                 "nobody knows",
             ),
-            (
-                "ops@10.0.0.7: Permission denied (publickey).\n",
-                "did not accept your key",
-            ),
-            (unknown, "never seen"),
-            (changed, "another host key"),
+            ("ops@10.0.0.7: Permission denied (publickey).\n", "refused your key"),
+            (unknown, "unknown host key"),
+            (changed, "changed its host key"),
             (
                 "ssh: connect to host 10.0.0.7 port 22: No route to host\n",
                 "no way there",
