@@ -1,6 +1,6 @@
 //! What two hivectls say to each other when a command is for another machine: one asks, the other does it there.
 //!
-//! The asking side sends an [`Ask`], hears [`Frame`]s until the last one, and may say a [`Word`] in between. Its end of
+//! The asking side sends an [`Ask`], hears [`Frame`]s until the last one, and may say a `Word` in between. Its end of
 //! the line is the command's life: when it hangs up, the answering side stops as with Ctrl-C. No secret is in an
 //! [`Ask`]; a join token is made when the other machine is ready for it, and is good for one worker.
 
