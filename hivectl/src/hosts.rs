@@ -2,7 +2,7 @@
 //!
 //! The asking side sends an [`Ask`], hears [`Frame`]s until the last one, and may say a `Word` in between. Its end of
 //! the line is the command's life: when it hangs up, the answering side stops as with Ctrl-C. No secret is in an
-//! [`Ask`]; a join token is made when the other machine is ready for it, and is good for one worker.
+//! [`Ask`]; a join token is handed over when the other machine wants it, and is good for one worker.
 
 use std::time::Duration;
 
