@@ -106,7 +106,11 @@ async fn chat(
         _ => return Err(Refusal::ShuttingDown),
     };
     let asked = request::parse(&body?, &worker.model)?;
-    let prepared = engine.prepare(asked.chat).await?;
+    let prepared = tokio::select! {
+        prepared = engine.prepare(asked.chat) => prepared?,
+        // Preparing may have to wait for a prefill; no use, where there is no slot afterwards.
+        () = worker.stays_full() => return Err(Refusal::Busy),
+    };
     let prompt_tokens = prepared.prompt_tokens();
     let slot = worker.take_slot().await.ok_or(Refusal::Busy)?;
     // It may have been told to stop while this request was being prepared.

@@ -154,6 +154,16 @@ impl Worker {
         }
     }
 
+    /// Ends when all slots are taken a second from now, or any number of seconds.
+    pub async fn stays_full(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.free.available_permits() == 0 {
+                return;
+            }
+        }
+    }
+
     /// Requests the engine works on now.
     pub fn in_flight(&self) -> u32 {
         self.slots

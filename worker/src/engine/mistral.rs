@@ -3,8 +3,10 @@
 //! What it takes from mistral.rs: loading, the chat template, the tokenizer, the forward pass and the scheduler.
 //! What it does not, because version 0.8.1 gets it wrong for a server: choosing the token (one random generator for
 //! all, no `logit_bias`, log-probabilities of filtered logits: see `sampling`), text (partial code points lose the
-//! end of an answer, stop texts are sent before they are found: see `text`), and the prefix cache without paged
-//! attention (on a CPU it is never evicted, and its tensors are shared while they are written).
+//! end of an answer, stop texts are sent before they are found: see `text`), and without paged attention the prefix
+//! cache (on a CPU it is never evicted, and its tensors are shared while they are written) and batches (on a CPU all
+//! decode with the attention of the last one, so that one client reads another's answer): there, one request at a
+//! time is with the engine, whatever the slots.
 //!
 //! The way of a token: mistral.rs calls [`Choose`] with the logits; it chooses, sends the choice to our stream and
 //! leaves the engine one possible token. The engine drops `Choose` when a request has really ended, and with it the
@@ -27,7 +29,8 @@ use mistralrs::{
         Pipeline,
     },
 };
-use tokio::sync::mpsc;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use wire::ModelFacts;
 
 use super::{
@@ -132,6 +135,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         },
     };
     let without_paging = metadata.cache_config.is_none();
+    let turns = without_paging.then(|| Arc::new(Semaphore::new(1)));
     let builder = MistralRsBuilder::new(pipeline.clone(), scheduler, false, None).with_no_prefix_cache(without_paging);
     let runner = tokio::runtime::Handle::current().block_on(builder.build());
     Ok(Mistral {
@@ -140,6 +144,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         vocabulary,
         facts,
         context,
+        turns,
     })
 }
 
@@ -181,12 +186,15 @@ fn engine_error(error: &impl std::fmt::Display) -> LoadError {
     LoadError::Engine(format!("the engine refuses the model: {first}"))
 }
 
+type Decode = Box<dyn Fn(&[u32]) -> String + Send + Sync>;
+type Spell = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
+
 /// What a token says.
 struct Vocabulary {
     /// Text of several tokens in a row, without marks.
-    decode: Box<dyn Fn(&[u32]) -> String + Send + Sync>,
+    decode: Decode,
     /// Bytes of a single token.
-    bytes: Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>,
+    bytes: Spell,
     /// The tokens that end an answer.
     ends: Vec<u32>,
 }
@@ -205,12 +213,15 @@ impl Vocabulary {
 }
 
 /// A loaded model.
+#[derive(Clone)]
 struct Mistral {
     runner: Arc<MistralRs>,
     pipeline: SharedPipeline,
     vocabulary: Arc<Vocabulary>,
     facts: ModelFacts,
     context: u32,
+    /// One permit, where the engine cannot take two requests at once.
+    turns: Option<Arc<Semaphore>>,
 }
 
 impl Engine for Mistral {
@@ -219,11 +230,11 @@ impl Engine for Mistral {
     }
 
     fn prepare(&self, request: ChatRequest) -> BoxFuture<'_, Result<Prepared, EngineError>> {
-        let pipeline = self.pipeline.clone();
         let context = self.context;
         async move {
+            let pipeline = self.pipeline.clone().lock_owned().await;
             let work = tokio::task::spawn_blocking(move || {
-                let prompt = tokenize(&*pipeline.blocking_lock(), &request)?;
+                let prompt = tokenize(&*pipeline, &request)?;
                 Prepared::new(request, prompt, context)
             });
             match tokio::time::timeout(TEMPLATE_LIMIT, work).await {
@@ -239,23 +250,41 @@ impl Engine for Mistral {
     }
 
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event> {
-        match self.start(prepared, slot) {
-            Ok(run) => stream::unfold(run, |mut run| async {
-                let events = run.next().await?;
-                Some((stream::iter(events), run))
-            })
-            .flatten()
-            .boxed(),
-            Err(reason) => stream::iter([Event::Failed(reason)]).boxed(),
-        }
+        let engine = self.clone();
+        let run = async move {
+            let turn = match engine.turns.clone() {
+                Some(turns) => turns.acquire_owned().await.ok(),
+                None => None,
+            };
+            match engine.start(prepared, (slot, turn)) {
+                Ok(run) => stream::unfold(run, |mut run| async {
+                    let events = run.next().await?;
+                    Some((stream::iter(events), run))
+                })
+                .flatten()
+                .boxed(),
+                Err(reason) => stream::iter([Event::Failed(reason)]).boxed(),
+            }
+        };
+        run.flatten_stream().boxed()
     }
+}
+
+/// The schema as the engine's grammar should read it: without free white space, in which small models lose themselves.
+fn compact(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Some(keys) = schema.as_object_mut() {
+        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        keys.entry("x-guidance").or_insert(style);
+    }
+    schema
 }
 
 /// The prompt as the model sees it, and a check of what the grammar must take.
 fn tokenize(pipeline: &dyn Pipeline, request: &ChatRequest) -> Result<Vec<u32>, EngineError> {
     if let (Some(schema), Some(factory)) = (&request.schema, &pipeline.get_metadata().llg_factory) {
         factory
-            .create_parser(LlguidanceGrammar::from_json_schema(schema.clone()))
+            .create_parser(LlguidanceGrammar::from_json_schema(compact(schema)))
             .map_err(|error| {
                 let message = format!("the schema cannot be used: {error}");
                 EngineError::Invalid {
@@ -293,7 +322,7 @@ fn tokenize(pipeline: &dyn Pipeline, request: &ChatRequest) -> Result<Vec<u32>, 
 
 impl Mistral {
     /// Hands the prompt to the engine.
-    fn start(&self, prepared: Prepared, slot: Slot) -> Result<Run, String> {
+    fn start(&self, prepared: Prepared, held: Held) -> Result<Run, String> {
         let answer = Answer::new(prepared.prompt_tokens(), prepared.budget, prepared.request.stop);
         let logprobs = prepared.request.logprobs.is_some();
         let sampler = Sampler::new(
@@ -305,13 +334,14 @@ impl Mistral {
         let choose = Choose {
             sampler,
             choices,
-            _slot: Mutex::new(slot),
+            _held: Mutex::new(held),
         };
         // Room for all it can say: the engine's one thread waits for a full channel, and all requests with it.
         let (response, responses) = mpsc::channel(prepared.budget as usize + 8);
-        let with_grammar = prepared.request.schema.is_some();
+        let schema = prepared.request.schema.as_ref().map(compact);
+        let with_grammar = schema.is_some();
         let request = NormalRequest {
-            constraint: prepared.request.schema.map_or(Constraint::None, Constraint::JsonSchema),
+            constraint: schema.map_or(Constraint::None, Constraint::JsonSchema),
             logits_processors: Some(vec![Arc::new(choose) as Arc<dyn CustomLogitsProcessor>]),
             is_streaming: true,
             ..NormalRequest::new_simple(
@@ -350,8 +380,11 @@ struct Choose {
     sampler: Sampler,
     choices: mpsc::UnboundedSender<Choice>,
     /// Freed when the engine drops the request.
-    _slot: Mutex<Slot>,
+    _held: Mutex<Held>,
 }
+
+/// What a request occupies.
+type Held = (Slot, Option<OwnedSemaphorePermit>);
 
 /// A choice for a position. Where a grammar refuses it, a second one for the same position follows.
 struct Choice {

@@ -117,10 +117,8 @@ async fn stop_texts_seeds_biases_and_logprobs_work() {
             top[0]["logprob"], token["logprob"],
             "greedy takes the likeliest: {token}"
         );
-        assert!(
-            (-1.0..=0.0).contains(&token["logprob"].as_f64().unwrap()),
-            "a sure natural logarithm: {token}"
-        );
+        let sum: f64 = top.iter().map(|rival| rival["logprob"].as_f64().unwrap().exp()).sum();
+        assert!(sum > 0.0 && sum <= 1.000_1, "logarithms of probabilities: {token}");
     }
 
     // " Paris" is token 7042 of this model.
@@ -134,7 +132,7 @@ async fn a_schema_is_kept_to_and_a_bad_one_refused() {
     let schema = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 20},
         "n": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["city", "n"], "additionalProperties": false});
     let format = |schema: Value| {
-        json!({"max_tokens": 60, "temperature": 1, "seed": 3,
+        json!({"max_tokens": 40, "temperature": 1, "seed": 3,
             "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}}})
     };
     let answer = worker
@@ -226,7 +224,7 @@ async fn a_damaged_model_says_so_and_ends() {
         ),
         (
             damage("head.gguf", &|file| file.set_len(1000).unwrap()),
-            "in the middle of its head",
+            "more than it has room for",
         ),
         (
             damage("page.gguf", &|file| file.write_all(b"<html>404</html>").unwrap()),
