@@ -24,7 +24,7 @@ pub struct Args {
     /// State folder: database, keys, logs
     #[arg(long, env = "HIVE_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,
-    /// Configuration file [default: HOME/gateway.toml, if it is there]
+    /// Configuration file [default: HOME/config.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Address of the data plane (the OpenAI API) [default: 127.0.0.1:7411]
@@ -226,7 +226,21 @@ impl Control {
     pub fn hosts(&self) -> Vec<String> {
         let advertised = self.advertise_url.as_deref().and_then(|url| url.parse::<Uri>().ok());
         let advertised = advertised.as_ref().and_then(Uri::host).map(str::to_owned);
-        self.allowed_hosts.iter().cloned().chain(advertised).collect()
+        // One specific address is a name it is called by, too.
+        let own = Some(self.listen.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
+        let own = own.map(|ip| {
+            if ip.is_ipv6() {
+                format!("[{ip}]")
+            } else {
+                ip.to_string()
+            }
+        });
+        self.allowed_hosts
+            .iter()
+            .cloned()
+            .chain(advertised)
+            .chain(own)
+            .collect()
     }
 }
 
@@ -290,7 +304,7 @@ impl Args {
         let file = self
             .config
             .clone()
-            .or_else(|| Some(home.join("gateway.toml")).filter(|file| file.exists()));
+            .or_else(|| Some(home.join("config.toml")).filter(|file| file.exists()));
         let text = match &file {
             Some(path) => std::fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable {
                 file: path.display().to_string(),
@@ -327,8 +341,9 @@ pub fn parse(text: &str, file: Option<&Path>, environment: &[(String, String)]) 
     let place = file.map_or("the configuration".to_owned(), |path| path.display().to_string());
     let malformed = |error: toml::de::Error| ConfigError::Malformed(format!("{place}: {}", error.message()));
     // Once from the file alone, so that its own faults are shown with their line.
-    toml::from_str::<Config>(text).map_err(|error| ConfigError::Malformed(format!("{place}: {error}")))?;
+    toml::from_str::<File>(text).map_err(|error| ConfigError::Malformed(format!("{place}: {error}")))?;
     let mut table: toml::Table = toml::from_str(text).map_err(malformed)?;
+    table.remove("hivectl");
     for (name, value) in environment {
         let Some(path) = name.strip_prefix("HIVE_GATEWAY__") else {
             continue;
@@ -350,6 +365,27 @@ pub fn parse(text: &str, file: Option<&Path>, environment: &[(String, String)]) 
             .map_err(|error| ConfigError::Malformed(format!("{name}: {}", error.message())))?;
     }
     toml::Value::Table(table).try_into().map_err(malformed)
+}
+
+/// A whole `config.toml`: our sections, and hivectl's, which is its own business.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read for its faults alone")]
+struct File {
+    #[serde(default)]
+    server: Server,
+    #[serde(default)]
+    control: Control,
+    #[serde(default)]
+    registry: Registry,
+    #[serde(default)]
+    scheduler: Scheduler,
+    #[serde(default)]
+    relay: Relay,
+    #[serde(default)]
+    log: Log,
+    #[serde(default)]
+    hivectl: toml::Table,
 }
 
 /// A value as TOML would read it, else as plain text.
@@ -505,6 +541,12 @@ mod tests {
             error.contains("HIVE_GATEWAY__RELAY__KEEPALIVE") && error.contains("30s"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn hivectls_own_section_is_left_to_it() {
+        let config = parse("[hivectl]\nmodels = \"m\"\n[server]\nthreads = 1", None, &[]).unwrap();
+        assert_eq!(config.server.threads, 1);
     }
 
     #[test]

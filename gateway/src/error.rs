@@ -44,7 +44,10 @@ pub enum ApiError {
     /// The body did not come in time.
     BodyTimeout(Duration),
     /// The `Host` header names nobody we answer for.
-    WrongHost,
+    WrongHost {
+        /// The setting that allows more names.
+        setting: &'static str,
+    },
     /// An epoch that is no longer the worker's.
     StaleEpoch,
     /// A worker id that the gateway does not know.
@@ -85,22 +88,20 @@ impl ApiError {
     /// The HTTP status (RFC 9110, and OpenAI's usage where they differ).
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } | Self::WrongHost => StatusCode::BAD_REQUEST,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::ModelNotFound(_) | Self::NotFound(_) | Self::UnknownUrl(_) | Self::UnknownWorker(_) => {
                 StatusCode::NOT_FOUND
             }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge(_) | Self::Upstream(StatusCode::PAYLOAD_TOO_LARGE, _) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::StaleEpoch | Self::WorkerExists(_) | Self::Cancelled => StatusCode::CONFLICT,
             Self::NoSlot(NoSlot::UnknownModel, _) => StatusCode::NOT_FOUND,
             Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Upstream(StatusCode::PAYLOAD_TOO_LARGE, _) => StatusCode::PAYLOAD_TOO_LARGE,
-            // 415 and 422 are what some servers say where OpenAI says 400.
-            Self::Upstream(..) => StatusCode::BAD_REQUEST,
+            // Of a worker's refusals, 415 and 422 are what some say where OpenAI says 400.
+            Self::Invalid { .. } | Self::WrongHost { .. } | Self::Upstream(..) => StatusCode::BAD_REQUEST,
             Self::WorkerFailed(_) | Self::WorkerLost | Self::NotAttachable(_) => StatusCode::BAD_GATEWAY,
             Self::WorkerStalled(_) | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -121,7 +122,7 @@ impl ApiError {
     /// The stable code of `design.md`.
     pub fn code(&self) -> &str {
         match self {
-            Self::Invalid { .. } | Self::WrongHost | Self::BodyTimeout(_) => "invalid_request",
+            Self::Invalid { .. } | Self::WrongHost { .. } | Self::BodyTimeout(_) => "invalid_request",
             Self::Unauthenticated(_) => "invalid_api_key",
             Self::Forbidden(_) => "insufficient_scope",
             Self::ModelNotFound(_) | Self::NoSlot(NoSlot::UnknownModel, _) => "model_not_found",
@@ -166,9 +167,8 @@ impl ApiError {
             Self::HeadTooLarge => "The request has more than 64 headers or 32 KiB of them. Send fewer.".into(),
             Self::NotAttachable(why) => why.clone(),
             Self::BodyTimeout(limit) => format!("The body did not arrive within {} s. Send it again.", limit.as_secs()),
-            Self::WrongHost => {
-                "The Host header names a host this gateway does not answer for. Add it to `server.allowed_hosts`."
-                    .into()
+            Self::WrongHost { setting } => {
+                format!("The Host header names a host this gateway does not answer for. Add it to `{setting}`.")
             }
             Self::StaleEpoch => "Another worker has registered under this id since. This one should exit.".into(),
             Self::UnknownWorker(id) => format!("No worker `{id}` is registered. Register again."),

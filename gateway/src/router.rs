@@ -91,7 +91,10 @@ pub fn data_plane(state: AppState) -> Router {
         .route("/v1/models/{*id}", get(api::models::show))
         .route("/health", get(api::health::live));
     let host = if state.config.server.listen.ip().is_loopback() {
-        Some(state.config.server.allowed_hosts.clone())
+        Some(Hosts::new(
+            "server.allowed_hosts",
+            state.config.server.allowed_hosts.clone(),
+        ))
     } else {
         None
     };
@@ -118,7 +121,8 @@ pub fn data_plane(state: AppState) -> Router {
 pub fn control_plane(state: AppState) -> Router {
     let (router, doc) = control_routes().split_for_parts();
     let router = router.route("/health", get(api::health::live));
-    finish(router, doc, Some(state.config.control.hosts()), state, None)
+    let hosts = Hosts::new("control.allowed_hosts", state.config.control.hosts());
+    finish(router, doc, Some(hosts), state, None)
 }
 
 /// The OpenAPI documents, as `openapi/gateway.json` and `openapi/control.json` hold them.
@@ -140,7 +144,7 @@ fn with_model(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
 fn finish(
     router: Router<AppState>,
     doc: utoipa::openapi::OpenApi,
-    hosts: Option<Vec<String>>,
+    hosts: Option<Hosts>,
     state: AppState,
     cors: Option<CorsLayer>,
 ) -> Router {
@@ -154,7 +158,7 @@ fn finish(
         .with_state(state)
         .layer(middleware::from_fn(in_envelope))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(hosts.map(Into::into), check_head));
+        .layer(middleware::from_fn_with_state(hosts, check_head));
     let router = match cors {
         Some(cors) => router.layer(cors),
         None => router,
@@ -192,8 +196,24 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     ApiError::Internal(format!("panic: {}", text.unwrap_or_default())).into_response()
 }
 
+/// The host names a plane answers for beyond the loopback ones, and the setting that names them.
+#[derive(Debug, Clone)]
+struct Hosts {
+    setting: &'static str,
+    names: std::sync::Arc<[String]>,
+}
+
+impl Hosts {
+    fn new(setting: &'static str, names: Vec<String>) -> Self {
+        Self {
+            setting,
+            names: names.into(),
+        }
+    }
+}
+
 /// Refuses floods of headers, and hosts that are not ours (DNS rebinding).
-async fn check_head(State(hosts): State<Option<std::sync::Arc<[String]>>>, request: Request, next: Next) -> Response {
+async fn check_head(State(hosts): State<Option<Hosts>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let bytes: usize = headers
         .iter()
@@ -208,8 +228,8 @@ async fn check_head(State(hosts): State<Option<std::sync::Arc<[String]>>>, reque
             .get(header::HOST)
             .map(|h| h.to_str().unwrap_or("?"))
             .or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str));
-        if !host.is_none_or(|host| is_ours(host, &hosts)) {
-            return ApiError::WrongHost.into_response();
+        if !host.is_none_or(|host| is_ours(host, &hosts.names)) {
+            return ApiError::WrongHost { setting: hosts.setting }.into_response();
         }
     }
     next.run(request).await

@@ -4,6 +4,7 @@
 //! on one reactor; the control plane, the books and the registry's background work share another runtime.
 
 use std::{
+    fs::{File, TryLockError},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -11,11 +12,12 @@ use std::{
     time::Duration,
 };
 
+use secrecy::ExposeSecret as _;
 use wire::{GatewayRun, ProcessMark, Scope};
 
 use crate::{
     api::workers::restore_attached,
-    auth::{keyring::Keyring, pepper::Pepper},
+    auth::{api_key, keyring::Keyring, pepper::Pepper},
     books::Books,
     config::Config,
     db::{self, DbError},
@@ -41,6 +43,9 @@ pub enum RunError {
     /// The state folder cannot be used.
     #[error("cannot use the state folder {0}: {1}")]
     Home(String, io::Error),
+    /// The state folder is in use.
+    #[error("another gateway runs on the state folder {0}; stop it, or choose another folder with --home")]
+    InUse(String),
     /// The registry cannot be used.
     #[error(transparent)]
     Database(#[from] DbError),
@@ -102,6 +107,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         .mode(0o700)
         .create(&home)
         .map_err(at_home)?;
+    let lock = lock(&home)?;
     let keys = home.join("keys");
     let pepper = Pepper::load_or_create(&keys).map_err(at_home)?;
     let db = db::open(&home.join("hive.db")).await?;
@@ -114,9 +120,9 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
     }
     let keyring = Keyring::load(pepper, &db).await?;
     if keyring.is_empty() {
-        let (key, view) = keyring.create(&db, "first admin key", &[Scope::Admin]).await?;
         let file = keys.join("admin");
-        secret_file::create(&file, &key).map_err(at_home)?;
+        let key = first_admin_key(&file).map_err(at_home)?;
+        let view = keyring.add(&db, &key, "first admin key", &[Scope::Admin]).await?;
         tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
     }
     let queue = QueueLimits {
@@ -143,9 +149,36 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         dispatcher,
         credentials,
         lifecycle,
+        lock,
     };
     restore_attached(&hive).await?;
     Ok(hive)
+}
+
+/// Two gateways on one folder would close each other's books.
+fn lock(home: &Path) -> Result<File, RunError> {
+    let at_home = |error| RunError::Home(home.display().to_string(), error);
+    let folder = home.join("run");
+    std::fs::create_dir_all(&folder).map_err(at_home)?;
+    let file = File::create(folder.join("gateway.lock")).map_err(at_home)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RunError::InUse(home.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(at_home(error)),
+    }
+}
+
+/// The key in the file, or a new one written there. The file comes first: a crash in between must not leave a key
+/// in the database that nobody holds.
+fn first_admin_key(file: &Path) -> io::Result<String> {
+    if let Ok(key) = secret_file::read(file)
+        && api_key::public_id(key.expose_secret()).is_some()
+    {
+        return Ok(key.expose_secret().to_owned());
+    }
+    let key = api_key::generate();
+    secret_file::create(file, &key)?;
+    Ok(key)
 }
 
 fn data_thread(

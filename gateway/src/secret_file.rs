@@ -34,16 +34,18 @@ pub fn create(path: &Path, secret: &str) -> io::Result<()> {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
     }
     // Written beside and renamed, so that a crash leaves the whole secret or none.
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = Path::new(&fresh);
+    let _ = fs::remove_file(fresh);
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&fresh)?;
+        .open(fresh)?;
     writeln!(file, "{secret}")?;
     file.sync_all()?;
-    fs::rename(&fresh, path)
+    fs::rename(fresh, path)
 }
 
 #[cfg(test)]

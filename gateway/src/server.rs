@@ -174,7 +174,7 @@ async fn connection(
                 if !waits && !response.status().is_success() {
                     body.swallow(time).await;
                 }
-                Ok::<_, std::convert::Infallible>(response.map(|body| BusyBody { body, _busy: busy }))
+                Ok::<_, std::convert::Infallible>(response.map(|body| BusyBody::new(body, busy)))
             }
         }
     });
@@ -298,6 +298,10 @@ struct Doing {
     requests: usize,
     /// Since when the client has taken nothing of what is written to it.
     blocked: Option<Instant>,
+    /// Bodies whose last frame nobody has asked to follow yet, with since when: under HTTP/2 a client that reads
+    /// nothing leaves the socket writable and one stream stuck.
+    unread: Vec<(u64, Instant)>,
+    bodies: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -318,6 +322,8 @@ impl Clock {
             phase: Phase::New(Instant::now()),
             requests: 0,
             blocked: None,
+            unread: Vec::new(),
+            bodies: 0,
         };
         Self {
             doing: Mutex::new(doing),
@@ -339,14 +345,19 @@ impl Clock {
                     () = tokio::time::sleep_until(end) => {}
                     () = self.sooner.notified() => {}
                 },
-                None => self.sooner.notified().await,
+                // Bodies do not knock for every frame: whether one is stuck is looked up now and then.
+                None => tokio::select! {
+                    () = tokio::time::sleep(limits.slow_client / 2) => {}
+                    () = self.sooner.notified() => {}
+                },
             }
         }
     }
 
     fn end(&self, limits: &Limits) -> Option<Instant> {
         let doing = self.doing();
-        if let Some(since) = doing.blocked {
+        let unread = doing.unread.iter().map(|(_, since)| *since).min();
+        if let Some(since) = doing.blocked.or(unread) {
             return Some(since + limits.slow_client);
         }
         match doing.phase {
@@ -383,7 +394,33 @@ impl Drop for Busy {
 
 struct BusyBody {
     body: Body,
-    _busy: Busy,
+    number: u64,
+    busy: Busy,
+}
+
+impl BusyBody {
+    fn new(body: Body, busy: Busy) -> Self {
+        let mut doing = busy.0.doing();
+        doing.bodies += 1;
+        let number = doing.bodies;
+        drop(doing);
+        Self { body, number, busy }
+    }
+
+    /// Notes whether a frame of this body waits to be followed.
+    fn note(&self, given: bool) {
+        let mut doing = self.busy.0.doing();
+        doing.unread.retain(|(number, _)| *number != self.number);
+        if given {
+            doing.unread.push((self.number, Instant::now()));
+        }
+    }
+}
+
+impl Drop for BusyBody {
+    fn drop(&mut self) {
+        self.note(false);
+    }
 }
 
 impl HttpBody for BusyBody {
@@ -394,7 +431,9 @@ impl HttpBody for BusyBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.note(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

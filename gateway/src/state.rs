@@ -43,6 +43,8 @@ pub struct Hive {
     pub credentials: Credentials,
     /// Whether we are going down.
     pub lifecycle: Lifecycle,
+    /// Held as long as we run: one gateway to a state folder.
+    pub lock: std::fs::File,
 }
 
 impl AppState {

@@ -6,6 +6,7 @@ use std::{
     ffi::OsString,
     fs, io,
     net::IpAddr,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -37,6 +38,10 @@ pub struct Config {
     /// Scheme, host and port of the data plane, if named (`data_url` in the file, else `OPENAI_BASE_URL` where it
     /// points to the host of `HIVE_CONTROL_URL`).
     pub data_url: Option<String>,
+    /// Where the gateway's data plane shall listen (`[server] listen` in the file, `HIVE_GATEWAY__SERVER__LISTEN`).
+    pub data_listen: Option<SocketAddr>,
+    /// Where the gateway's control plane shall listen (`[control] listen`, `HIVE_GATEWAY__CONTROL__LISTEN`).
+    pub control_listen: Option<SocketAddr>,
     /// The admin key, if the environment holds one (`HIVE_ADMIN_KEY`).
     pub admin_key: Option<SecretString>,
     /// The model to use when a command names none (`HIVE_MODEL`).
@@ -75,6 +80,15 @@ struct Table {
 #[serde(default)]
 struct File {
     hivectl: Table,
+    server: Listen,
+    control: Listen,
+}
+
+/// What `up` must know of the gateway's settings; the gateway judges the rest.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Listen {
+    listen: Option<SocketAddr>,
 }
 
 impl Config {
@@ -130,7 +144,22 @@ impl Config {
                 .join("hive"),
         };
         let home = absolute(&home)?;
-        let file = Table::read(&home.join("config.toml"))?;
+        let File {
+            hivectl: file,
+            server,
+            control,
+        } = File::read(&home.join("config.toml"))?;
+        let listens = |name: &str, in_file: Option<SocketAddr>| match text(name)? {
+            Some(value) => value.parse().map(Some).map_err(|_| {
+                Failure::usage(
+                    format!("{name} is not an address and a port"),
+                    "write it like 127.0.0.1:7411",
+                )
+            }),
+            None => Ok(in_file),
+        };
+        let data_listen = listens("HIVE_GATEWAY__SERVER__LISTEN", server.listen)?;
+        let control_listen = listens("HIVE_GATEWAY__CONTROL__LISTEN", control.listen)?;
 
         let models = match path("HIVE_MODELS").or_else(|| file.models.map(|models| home.join(models))) {
             Some(models) => models,
@@ -171,17 +200,18 @@ impl Config {
             model: about_this("HIVE_MODEL")?.or(file.model),
             ssh_config: file.ssh_config.map(|config| home.join(config)),
             cargo: path("CARGO"),
+            data_listen,
+            control_listen,
             home,
         })
     }
 }
 
-impl Table {
+impl File {
     fn read(path: &Path) -> Result<Self, Failure> {
         let remedy = || format!("correct {}, or move it away to get the defaults", path.display());
         match fs::read_to_string(path) {
-            Ok(text) => toml::from_str::<File>(&text)
-                .map(|file| file.hivectl)
+            Ok(text) => toml::from_str(&text)
                 .map_err(|error| Failure::usage(format!("{} cannot be read", path.display()), remedy()).because(error)),
             // A state folder that is no folder is told of by whoever needs one.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {

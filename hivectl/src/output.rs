@@ -3,17 +3,20 @@
 //! The only file that prints. It never fails a command half-way: a reader that has gone (`| head`) is noticed, and a
 //! stdout that cannot be written becomes the command's failure at its end.
 
+mod progress;
+
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, style::ProgressTracker};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use self::progress::{Announcer, Label};
 use crate::{error::Failure, hosts::Frame};
 
 /// The way out for everything a command says; cheap to clone.
@@ -241,13 +244,9 @@ impl Output {
         self.progress(Some(total), label, "{label} {bar:28} {pos}/{len} {wide_msg}")
     }
 
-    /// A sign that `label` is going on, with a message that may change; a note where none can be drawn.
-    pub fn spinner(&self, label: &str) -> ProgressBar {
-        let bar = self.progress(None, label, "{spinner} {label} {wide_msg}");
-        if self.inner.draws {
-            bar.enable_steady_tick(Duration::from_millis(120));
-        }
-        bar
+    /// A progress bar from 0 to 100 percent, otherwise as [`Output::bar`].
+    pub fn percent(&self, label: &str) -> ProgressBar {
+        self.progress(Some(100), label, "{label} {bar:28} {percent} % {wide_msg}")
     }
 
     /// Whether the reader of stdout has gone, so that nothing more is worth doing for it.
@@ -303,15 +302,7 @@ impl Output {
             self.inner.bars.add(bar)
         } else {
             self.note(&label);
-            bar.set_style(style.with_key(
-                "label",
-                Announcer {
-                    output: self.clone(),
-                    label,
-                    told: 0,
-                    told_at: Instant::now(),
-                },
-            ));
+            bar.set_style(style.with_key("label", Announcer::new(self.clone(), label)));
             bar
         }
     }
@@ -351,66 +342,10 @@ impl Output {
     }
 }
 
-/// A bar's label as a template key, because a message or prefix belongs to the bar's owner.
-struct Label(String);
-
-impl ProgressTracker for Label {
-    fn clone_box(&self) -> Box<dyn ProgressTracker> {
-        Box::new(Self(self.0.clone()))
-    }
-    fn tick(&mut self, _: &ProgressState, _: Instant) {}
-    fn reset(&mut self, _: &ProgressState, _: Instant) {}
-    fn write(&self, _: &ProgressState, w: &mut dyn fmt::Write) {
-        // The writer is a string that indicatif draws from later.
-        let _ = w.write_str(&self.0);
-    }
-}
-
-/// Stands in for a bar where none can be drawn: a note at each tenth of the way, at most one every two seconds.
-struct Announcer {
-    output: Output,
-    label: String,
-    told: u64,
-    told_at: Instant,
-}
-
-impl ProgressTracker for Announcer {
-    fn clone_box(&self) -> Box<dyn ProgressTracker> {
-        Box::new(Self {
-            output: self.output.clone(),
-            label: self.label.clone(),
-            told: self.told,
-            told_at: self.told_at,
-        })
-    }
-    fn tick(&mut self, state: &ProgressState, now: Instant) {
-        let tenths = worth_telling(
-            self.told,
-            state.pos(),
-            state.len().unwrap_or(0),
-            now.duration_since(self.told_at),
-        );
-        if let Some(tenths) = tenths {
-            (self.told, self.told_at) = (tenths, now);
-            self.output.note(format_args!("{}: {} %", self.label, tenths * 10));
-        }
-    }
-    fn reset(&mut self, _: &ProgressState, _: Instant) {
-        self.told = 0;
-    }
-    fn write(&self, _: &ProgressState, _: &mut dyn fmt::Write) {}
-}
-
 fn journal_line(message: &str, now: SystemTime) -> String {
     let time = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     serde_json::json!({ "time_ms": time_ms, "message": message }).to_string()
-}
-
-/// How many tenths of the way to tell of now, if that is news: the end at once, a tenth in between after two seconds.
-fn worth_telling(told: u64, position: u64, total: u64, since: Duration) -> Option<u64> {
-    let tenths = (position.min(total) * 10).checked_div(total)?;
-    (tenths > told && (tenths == 10 || since >= Duration::from_secs(2))).then_some(tenths)
 }
 
 /// The text with control characters shown instead of obeyed, except line ends and tabs: names, logs and answers come
@@ -444,19 +379,10 @@ mod tests {
 
     #[test]
     fn a_note_in_a_log_is_one_json_object_whatever_it_says() {
-        let line = journal_line("a\nb\u{1b}", SystemTime::UNIX_EPOCH + Duration::from_millis(7));
+        let line = journal_line(
+            "a\nb\u{1b}",
+            SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(7),
+        );
         assert_eq!(line, r#"{"message":"a\nb\u001b","time_ms":7}"#);
-    }
-
-    #[test]
-    fn without_a_bar_each_tenth_is_told_once_and_not_too_often() {
-        let (soon, later) = (Duration::from_millis(100), Duration::from_secs(3));
-        assert_eq!(worth_telling(0, 50, 1000, later), None);
-        assert_eq!(worth_telling(0, 350, 1000, soon), None);
-        assert_eq!(worth_telling(0, 350, 1000, later), Some(3));
-        assert_eq!(worth_telling(3, 399, 1000, later), None);
-        assert_eq!(worth_telling(3, 1000, 1000, soon), Some(10));
-        assert_eq!(worth_telling(10, 1000, 1000, later), None);
-        assert_eq!(worth_telling(0, 5, 0, later), None);
     }
 }

@@ -7,7 +7,10 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use wire::{Heartbeat, HeartbeatReply, Leave, Registered, Registration, WorkerId, WorkerKind, WorkerState};
+use wire::{
+    Heartbeat, HeartbeatReply, Leave, ModelFacts, ModelName, Registered, Registration, WorkerId, WorkerKind,
+    WorkerState,
+};
 
 use super::body;
 use crate::{
@@ -63,14 +66,18 @@ pub async fn register(
     .await
     .map_err(|error| ApiError::invalid("url", format!("{error}.")))?;
 
-    let credential = format!("hvw_{}", api_key::random(40));
+    // One that shows its own credential keeps it: were the answer lost, a new one would lock the worker out for good.
+    let credential = match admission {
+        Admission::Credential(_) => bearer,
+        Admission::Token(_) => format!("hvw_{}", api_key::random(40)),
+    };
     let credential_hmac = state.keyring.hmac(&credential);
     let now_ms = crate::now_ms();
     let epoch = db::workers::register(&state.db, &registration.id, &admission, &credential_hmac, now_ms)
         .await?
         .ok_or(NOT_GOOD)?;
-    db::models::upsert(&state.db, &registration.model, &registration.facts, now_ms).await?;
     state.credentials.set(&registration.id, credential_hmac);
+    keep_facts(&state, &registration.model, &registration.facts).await;
     let target = Target {
         id: registration.id.clone(),
         epoch,
@@ -157,14 +164,7 @@ pub async fn heartbeat(
         .apply(Event::Beat(id.clone(), beat))
         .map_err(|refused| refusal(refused, &id))?;
     if let Some(worker) = news {
-        // Only for the next start: a database that cannot be written now does not cost the worker its place.
-        if let Err(error) = db::models::upsert(&state.db, &worker.model, &facts, crate::now_ms()).await {
-            tracing::warn!(
-                model = worker.model.as_str(),
-                cause = crate::error::chain(&error),
-                "what is known about a model could not be stored"
-            );
-        }
+        keep_facts(&state, &worker.model, &facts).await;
     }
     Ok(Json(HeartbeatReply {
         drain,
@@ -211,6 +211,17 @@ fn member(state: &AppState, id: &str, bearer: &str, epoch: i64) -> Result<Worker
         _ => Err(ApiError::Unauthenticated(
             "This is not the worker's credential. Register with a join token.",
         )),
+    }
+}
+
+/// Only for the next start: a database that cannot be written now does not cost the worker its place.
+async fn keep_facts(state: &AppState, model: &ModelName, facts: &ModelFacts) {
+    if let Err(error) = db::models::upsert(&state.db, model, facts, crate::now_ms()).await {
+        tracing::warn!(
+            model = model.as_str(),
+            cause = crate::error::chain(&error),
+            "what is known about a model could not be stored"
+        );
     }
 }
 

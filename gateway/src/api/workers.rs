@@ -1,6 +1,9 @@
 //! Workers as operators see them: list, attach a server, drain, remove.
 
-use std::time::Instant;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -251,8 +254,10 @@ async fn base_url(state: &AppState, text: &str) -> Result<String, ApiError> {
             .map_err(|error| ApiError::invalid("url", format!("{error}.")))?;
     }
     // With TLS the certificate binds the name to its owner, and needs the name.
-    if let (true, Some(ip)) = (url.scheme() == "http", addresses.first()) {
-        url.set_ip_host(*ip).map_err(|()| shape())?;
+    if url.scheme() == "http"
+        && let Some(ip) = first_that_listens(&addresses, port, state.config.relay.connect_timeout).await
+    {
+        url.set_ip_host(ip).map_err(|()| shape())?;
     }
     let base = url.as_str().trim_end_matches('/');
     Ok(base
@@ -260,6 +265,17 @@ async fn base_url(state: &AppState, text: &str) -> Result<String, ApiError> {
         .unwrap_or(base)
         .trim_end_matches('/')
         .to_owned())
+}
+
+/// A name may stand for several addresses (`localhost` for `::1` and `127.0.0.1`) of which the server has one.
+async fn first_that_listens(addresses: &[IpAddr], port: u16, limit: Duration) -> Option<IpAddr> {
+    for ip in addresses {
+        let connecting = tokio::net::TcpStream::connect((*ip, port));
+        if let Ok(Ok(_)) = tokio::time::timeout(limit, connecting).await {
+            return Some(*ip);
+        }
+    }
+    addresses.first().copied()
 }
 
 fn made_from(url: &str) -> Result<WorkerId, ApiError> {

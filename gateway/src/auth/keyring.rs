@@ -26,6 +26,8 @@ pub struct Identity {
 pub struct Keyring {
     pepper: Pepper,
     by_id: ArcSwap<HashMap<String, KeyRow>>,
+    /// Held while the database is read again: an older reading must not replace a newer one.
+    reloading: tokio::sync::Mutex<()>,
 }
 
 impl Keyring {
@@ -34,6 +36,7 @@ impl Keyring {
         let ring = Self {
             pepper,
             by_id: ArcSwap::default(),
+            reloading: tokio::sync::Mutex::default(),
         };
         ring.reload(db).await?;
         Ok(ring)
@@ -41,6 +44,7 @@ impl Keyring {
 
     /// Reads the database again, after a key was made or revoked.
     pub async fn reload(&self, db: &SqlitePool) -> Result<(), DbError> {
+        let _alone = self.reloading.lock().await;
         let rows = db::keys::all(db).await?;
         self.by_id.store(
             rows.into_iter()
@@ -74,7 +78,13 @@ impl Keyring {
     /// Makes a key; its text is in no other place afterwards.
     pub async fn create(&self, db: &SqlitePool, name: &str, scopes: &[Scope]) -> Result<(String, KeyView), DbError> {
         let key = api_key::generate();
-        let id = api_key::public_id(&key).unwrap_or_default().to_owned();
+        let view = self.add(db, &key, name, scopes).await?;
+        Ok((key, view))
+    }
+
+    /// Adds a well-formed key that somebody holds already.
+    pub async fn add(&self, db: &SqlitePool, key: &str, name: &str, scopes: &[Scope]) -> Result<KeyView, DbError> {
+        let id = api_key::public_id(key).unwrap_or_default().to_owned();
         let mut scopes = scopes.to_vec();
         scopes.sort_unstable();
         scopes.dedup();
@@ -89,12 +99,12 @@ impl Keyring {
             db,
             &KeyRow {
                 view: view.clone(),
-                hmac: self.pepper.hmac(&key),
+                hmac: self.pepper.hmac(key),
             },
         )
         .await?;
         self.reload(db).await?;
-        Ok((key, view))
+        Ok(view)
     }
 
     /// All keys, the oldest first, without secrets.

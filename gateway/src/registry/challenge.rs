@@ -12,6 +12,9 @@ use crate::auth::pepper::{hex, hmac_hex};
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// The largest answer, in bytes.
+const LARGEST: usize = 4096;
+
 /// Why the address did not prove itself; the text is for the worker's operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ChallengeError {
@@ -34,8 +37,8 @@ pub async fn challenge(client: &reqwest::Client, url: &str, id: &WorkerId, token
         .await
         .map_err(|_| ChallengeError::Unreachable(url.to_owned()))?;
     let expected = hmac_hex(token, &format!("{id}\n{nonce}"));
-    let answer: Option<ChallengeAnswer> = if response.status().is_success() {
-        response.json().await.ok()
+    let answer = if response.status().is_success() {
+        read(response).await
     } else {
         None
     };
@@ -43,4 +46,16 @@ pub async fn challenge(client: &reqwest::Client, url: &str, id: &WorkerId, token
         Some(answer) if answer.proof.as_bytes().ct_eq(expected.as_bytes()).into() => Ok(()),
         _ => Err(ChallengeError::Stranger(url.to_owned())),
     }
+}
+
+/// The answer, unless it is larger than any answer is.
+async fn read(mut response: reqwest::Response) -> Option<ChallengeAnswer> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        body.extend_from_slice(&chunk);
+        if body.len() > LARGEST {
+            return None;
+        }
+    }
+    serde_json::from_slice(&body).ok()
 }

@@ -123,9 +123,10 @@ impl Answer {
                 .map_err(|error| Loss(format!("it sent an event that is no chunk: {error}")))?;
             if let Some(error) = chunk.error {
                 let whole = Value::Object([("error".to_owned(), error)].into_iter().collect());
-                return mend_error(&whole)
-                    .map(Event::Error)
-                    .ok_or_else(|| Loss("it sent an error without a message".into()));
+                let error = mend_error(&whole, "upstream_error");
+                let mut error = error.ok_or_else(|| Loss("it sent an error without a message".into()))?;
+                error.code.get_or_insert_with(|| "worker_failed".into());
+                return Ok(Event::Error(error));
             }
             if chunk.choices.is_none() && chunk.usage.is_none() {
                 return Err(Loss("it sent an event that is no chunk".into()));

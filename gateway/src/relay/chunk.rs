@@ -2,10 +2,12 @@
 //!
 //! It never rewrites a chunk; what it does not know passes untouched.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 
 /// The parts of a chunk the relay looks at.
 #[derive(Debug, Deserialize)]
@@ -28,27 +30,31 @@ pub struct Choice<'a> {
     index: u32,
     #[serde(borrow, default)]
     finish_reason: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    delta: Option<Delta<'a>>,
+    #[serde(default)]
+    delta: Option<Delta>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Delta<'a> {
-    #[serde(borrow, default)]
-    content: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    reasoning_content: Option<Cow<'a, str>>,
+struct Delta {
     #[serde(default)]
-    tool_calls: Option<IgnoredAny>,
+    content: Filled,
+    #[serde(default)]
+    reasoning_content: Filled,
+    #[serde(default)]
+    tool_calls: Filled,
 }
 
+/// Whether a field holds anything, whatever its type: text here, a list of parts from some servers.
+#[derive(Debug, Default)]
+struct Filled(bool);
+
 /// Token counts, as far as the books keep them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct Usage {
     /// Tokens of the prompt.
-    pub prompt_tokens: i64,
+    pub prompt_tokens: Option<i64>,
     /// Tokens generated.
-    pub completion_tokens: i64,
+    pub completion_tokens: Option<i64>,
 }
 
 /// How far an answer has come.
@@ -93,10 +99,54 @@ impl Chunk<'_> {
     }
 }
 
-impl Delta<'_> {
+impl Delta {
     fn carries_a_token(&self) -> bool {
-        let some = |text: &Option<Cow<'_, str>>| text.as_ref().is_some_and(|t| !t.is_empty());
-        some(&self.content) || some(&self.reasoning_content) || self.tool_calls.is_some()
+        self.content.0 || self.reasoning_content.0 || self.tool_calls.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Filled {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Look;
+        impl<'de> Visitor<'de> for Look {
+            type Value = Filled;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Filled, E> {
+                Ok(Filled(!text.is_empty()))
+            }
+            fn visit_unit<E>(self) -> Result<Filled, E> {
+                Ok(Filled(false))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Filled, E> {
+                Ok(Filled(true))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Filled, E> {
+                Ok(Filled(true))
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Filled, E> {
+                Ok(Filled(true))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Filled, E> {
+                Ok(Filled(true))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Filled, A::Error> {
+                let mut filled = false;
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    filled = true;
+                }
+                Ok(Filled(filled))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Filled, A::Error> {
+                let mut filled = false;
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    filled = true;
+                }
+                Ok(Filled(filled))
+            }
+        }
+        deserializer.deserialize_any(Look)
     }
 }
 
@@ -138,6 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn a_delta_of_any_form_is_looked_at_and_not_refused() {
+        let mut progress = Progress::default();
+        for (delta, token) in [
+            (r#"{"content":[{"type":"text","text":"a"}]}"#, true),
+            (r#"{"content":{"x":1}}"#, true),
+            (r#"{"content":7}"#, true),
+            (r#"{"content":null,"tool_calls":[],"reasoning_content":""}"#, false),
+            (r#"{"reasoning_content":"hm"}"#, true),
+            (r#"{"tool_calls":[{"index":0}]}"#, true),
+            ("{}", false),
+            ("null", false),
+        ] {
+            let json = format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}],"usage":{{"prompt_tokens":1}}}}"#);
+            assert_eq!(note(&mut progress, &json), token, "{delta}");
+        }
+        assert_eq!(progress.tokens, 5);
+    }
+
+    #[test]
     fn usage_is_read_where_it_stands() {
         let json = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
         let chunk: Chunk<'_> = serde_json::from_str(json).unwrap();
@@ -147,8 +216,8 @@ mod tests {
         assert_eq!(
             progress.usage,
             Some(Usage {
-                prompt_tokens: 3,
-                completion_tokens: 4
+                prompt_tokens: Some(3),
+                completion_tokens: Some(4)
             })
         );
     }

@@ -208,12 +208,9 @@ impl Opened {
     /// Brings the books' token counts up to date: the worker's own count, else the tokens that passed.
     pub fn count(&mut self) {
         let progress = &self.answer.progress;
-        match progress.usage {
-            Some(usage) => self
-                .entry
-                .tokens(Some(usage.prompt_tokens), Some(usage.completion_tokens)),
-            None => self.entry.tokens(None, Some(progress.tokens)),
-        }
+        let usage = progress.usage.unwrap_or_default();
+        self.entry
+            .tokens(usage.prompt_tokens, usage.completion_tokens.or(Some(progress.tokens)));
     }
 }
 

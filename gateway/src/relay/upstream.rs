@@ -193,11 +193,11 @@ async fn read_error(mut response: reqwest::Response) -> Option<ErrorBody> {
         return Some(envelope.error);
     }
     let json: serde_json::Value = serde_json::from_slice(&body).ok()?;
-    mend_error(&json)
+    mend_error(&json, "invalid_request_error")
 }
 
-/// An error object from a server that strays: a bare text, `detail`, a numeric code.
-pub fn mend_error(json: &serde_json::Value) -> Option<ErrorBody> {
+/// An error object from a server that strays: a bare text, `detail`, a numeric code, no type.
+pub fn mend_error(json: &serde_json::Value, kind: &str) -> Option<ErrorBody> {
     let error = json.get("error").unwrap_or(json);
     let text = |key: &str| error.get(key).and_then(|v| v.as_str()).map(ToOwned::to_owned);
     let message = error
@@ -207,7 +207,7 @@ pub fn mend_error(json: &serde_json::Value) -> Option<ErrorBody> {
         .or_else(|| text("detail"))?;
     Some(ErrorBody {
         message,
-        r#type: text("type").unwrap_or_else(|| "invalid_request_error".into()),
+        r#type: text("type").unwrap_or_else(|| kind.to_owned()),
         param: text("param"),
         code: text("code"),
     })
@@ -227,10 +227,10 @@ mod tests {
             (json!({"message": "no", "code": 400}), "no"),
             (json!({"error": {"message": "no", "code": 400}}), "no"),
         ] {
-            let error = mend_error(&json).unwrap();
+            let error = mend_error(&json, "x").unwrap();
             assert_eq!((error.message.as_str(), error.code), (message, None));
         }
-        assert!(mend_error(&json!({"x": 1})).is_none());
+        assert!(mend_error(&json!({"x": 1}), "x").is_none());
     }
 
     #[test]

@@ -280,7 +280,7 @@ impl Fleet {
             Choice::Nobody => return Err(NoSlot::NoWorker),
         };
         let queue = self.queues.entry(ask.model.clone()).or_default();
-        if queue.len() >= (slots * places_per_slot) as usize {
+        if queue.len() >= slots.saturating_mul(places_per_slot) as usize {
             return Err(NoSlot::QueueFull);
         }
         let (sender, granted) = oneshot::channel();

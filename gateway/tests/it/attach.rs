@@ -208,6 +208,32 @@ async fn usage_inside_the_last_chunk_is_read_and_passes() {
 }
 
 #[tokio::test]
+async fn a_server_that_strays_in_its_chunks_is_still_understood() {
+    let hive = Hive::start().await;
+    let parts = chunk(
+        &json!({"content": [{"type": "text", "text": "a"}], "tool_calls": null}),
+        None,
+    );
+    let mut half_usage = chunk(&json!({"content": "b"}), None);
+    half_usage["usage"] = json!({"prompt_tokens": 11});
+    let bare = json!({"choices": [{"delta": {"reasoning_content": "c"}}], "error": null});
+    let script = [&parts, &half_usage, &bare]
+        .into_iter()
+        .fold(Script::stream(), Script::event);
+    let server = Server::to_attach(&["x"], None, vec![script.finish("stop").done().end()]).await;
+    attach(&hive, json!({"url": server.url()})).await.json().await;
+    let events = hive.chat("x").stream().send().await.events().await;
+    assert_eq!(events.len(), 5, "{events:?}");
+    let request = &hive.requests().await[0];
+    let counted = (
+        &request["state"],
+        &request["prompt_tokens"],
+        &request["completion_tokens"],
+    );
+    assert_eq!(counted, (&json!("completed"), &json!(11), &json!(3)));
+}
+
+#[tokio::test]
 async fn errors_of_a_server_come_back_in_the_envelope() {
     let hive = Hive::start().await;
     let server = Server::to_attach(&["x"], None, vec![Script::says(&["x"])]).await;

@@ -56,7 +56,8 @@ async fn a_worker_lost_in_the_middle_is_an_error_event_within_a_second() {
         let worker = hive.worker(&id).model(&id).script([script]).join().await;
         let mut reply = hive.chat(&id).stream().send().await;
         reply.until("a").await;
-        let (lost, _) = (Instant::now(), gate.open());
+        let lost = Instant::now();
+        gate.open();
         let error = reply.broken("worker_lost").await;
         assert!(lost.elapsed() < WITHIN, "{what}: {:?}", lost.elapsed());
         assert_eq!(
@@ -170,6 +171,18 @@ async fn a_workers_own_error_event_ends_the_stream_as_its_last_word() {
         (&request["state"], &request["error"]),
         (&json!("failed"), &json!("oom"))
     );
+    // What it leaves out is filled in.
+    for bare in [
+        json!({"error": "boom"}),
+        json!({"error": {"message": "boom", "code": 500}}),
+    ] {
+        worker.server.answers(Script::begins(&["a"]).event(&bare).hang());
+        let told = hive.chat("m").stream().send().await.broken("worker_failed").await;
+        assert_eq!(
+            (&told["message"], &told["type"]),
+            (&json!("boom"), &json!("upstream_error"))
+        );
+    }
 }
 
 #[tokio::test]

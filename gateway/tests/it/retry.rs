@@ -148,7 +148,8 @@ async fn two_workers_that_cannot_be_reached_still_leave_a_third_attempt() {
     hive.worker("good").join().await;
     assert_eq!(hive.chat("m").send().await.status, 200);
     let (a, b) = (hive.worker("a").join().await, hive.worker("b").join().await);
-    (a.dies(), b.dies());
+    a.dies();
+    b.dies();
     // Their sockets close a moment after the tasks are told.
     eventually("both are gone", async || {
         let reply = hive.chat("m").send().await;

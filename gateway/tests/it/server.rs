@@ -232,7 +232,7 @@ impl Shared {
     fn proof(&self, nonce: &str) -> Script {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.token.as_bytes()).unwrap();
         mac.update(format!("{}\n{nonce}", self.id).as_bytes());
-        let proof: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
+        let proof = gateway::auth::pepper::hex(&mac.finalize().into_bytes());
         Script::answers(200, "application/json", &json!({ "proof": proof }).to_string())
     }
 }

@@ -52,6 +52,19 @@ async fn a_taken_port_names_the_flag_that_chooses_another() {
 }
 
 #[tokio::test]
+async fn a_state_folder_has_one_gateway_at_a_time() {
+    let hive = Hive::start().await;
+    let run = hive.home().join("run/gateway.json");
+    let before = fs::read(&run).unwrap();
+    let mut second = Program::start(hive.home(), &FREE, &[]);
+    assert_eq!(second.exit().await.code(), Some(1));
+    assert!(second.log().contains("another gateway runs"), "{}", second.log());
+    assert_eq!(fs::read(&run).unwrap(), before);
+    // A kill leaves no lock behind.
+    hive.again(&[]).await.key(&["infer"]).await;
+}
+
+#[tokio::test]
 async fn a_corrupt_database_is_refused_with_the_remedy_and_left_alone() {
     for content in [vec![b'x'; 8192], b"SQLite format 3\0garbage".to_vec()] {
         let home = new_home();
@@ -113,13 +126,13 @@ async fn a_setting_that_cannot_be_read_is_named_with_its_place() {
     }
     let home = new_home();
     fs::write(
-        home.path().join("gateway.toml"),
+        home.path().join("config.toml"),
         "[server]\nidle_timeout = 7\nprot = 1\n",
     )
     .unwrap();
     let said = fails(&home, &FREE, &[], 2).await;
     assert!(
-        said.contains("gateway.toml") && (said.contains("idle_timeout") || said.contains("prot")),
+        said.contains("config.toml") && (said.contains("idle_timeout") || said.contains("prot")),
         "{said}"
     );
     let said = fails(&home, &["--config", "/nowhere/gateway.toml"], &[], 2).await;
@@ -131,7 +144,7 @@ async fn a_setting_that_cannot_be_read_is_named_with_its_place() {
 #[tokio::test]
 async fn check_reads_the_settings_and_starts_nothing() {
     let home = new_home();
-    fs::write(home.path().join("gateway.toml"), "[relay]\nkeepalive = \"5s\"\n").unwrap();
+    fs::write(home.path().join("config.toml"), "[relay]\nkeepalive = \"5s\"\n").unwrap();
     assert_eq!(fails(&home, &["--check"], &[], 0).await, "");
     assert!(
         fails(&home, &["--check"], &[("relay.keepalive", "0s")], 2)

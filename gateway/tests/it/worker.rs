@@ -81,7 +81,7 @@ impl Hive {
 impl Joining<'_> {
     /// The model it serves.
     pub fn model(mut self, model: &str) -> Self {
-        self.model = model.to_owned();
+        model.clone_into(&mut self.model);
         self
     }
 

@@ -39,6 +39,9 @@ pub async fn run(args: Chat, config: &Config, output: &Output, signals: &mut Sig
             output.prompt("> ");
         }
         let Some(said) = next_line(&mut lines, signals).await? else {
+            if interactive {
+                output.prompt("\n");
+            }
             return Ok(());
         };
         match said.trim() {

@@ -24,7 +24,7 @@ const SHORTEST: Duration = Duration::from_millis(300);
 /// Stops supervisor, gateway and workers, and waits until they are gone.
 pub async fn run(args: &Down, config: &Config, output: &Output) -> Result<(), Failure> {
     if !config.run().is_dir() {
-        output.line("nothing is running");
+        tell(false, output);
         return Ok(());
     }
     let drain = Duration::from_secs(args.drain).max(SHORTEST);
@@ -43,12 +43,20 @@ pub async fn run(args: &Down, config: &Config, output: &Output) -> Result<(), Fa
     }
     // What a supervisor that was killed left behind.
     stopped |= stop::everything(config, sleep(drain), &note).await?;
-    output.line(if stopped {
-        "the hive is down"
-    } else {
-        "nothing is running"
-    });
+    tell(stopped, output);
     Ok(())
+}
+
+fn tell(stopped: bool, output: &Output) {
+    if output.is_json() {
+        output.json(&serde_json::json!({ "stopped": stopped }));
+    } else {
+        output.line(if stopped {
+            "the hive is down"
+        } else {
+            "nothing is running"
+        });
+    }
 }
 
 /// Lets a supervisor or a start end by itself: the first SIGTERM drains, the second cuts.

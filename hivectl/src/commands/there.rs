@@ -295,7 +295,7 @@ impl<'a> Birth<'a> {
     }
 
     async fn wait(&self, call: &mut Call, gateway: &Gateway, pid: u32, output: &Output) -> Result<(), Failure> {
-        let bar = output.steps(100, &format!("loading worker {} (percent)", self.id));
+        let bar = output.percent(&format!("loading worker {}", self.id));
         let look = |view: &_| worker::spawn::show_loading(&bar, view);
         let outcome = tokio::select! {
             ready = launch::routed(gateway, self.id, pid, self.limit, &self.remedy, look) => ready,

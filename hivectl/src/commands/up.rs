@@ -141,14 +141,20 @@ async fn worker(args: &Up, config: &Config, output: &Output) -> Result<WorkerSpe
     })
 }
 
-/// Where the planes shall listen: on the named port or not at all, else on the default one or a free one.
+/// Where the planes shall listen: on the port or address that was named or not at all, else on the default one or a free one.
 fn addresses(args: &Up, config: &Config, output: &Output) -> Result<(SocketAddr, SocketAddr), Failure> {
     // A gateway that outlived its supervisor holds its ports already, and is kept.
     if state::gateway(config).is_some() {
         return Ok((local(0), local(0)));
     }
-    let data = address("--port", args.port, DATA_PORT, output)?;
-    let control = address("--control-port", args.control_port, CONTROL_PORT, output)?;
+    let (of_data, of_control) = (config.data_listen, config.control_listen);
+    let data = address("--port", args.port.map(local).or(of_data), DATA_PORT, output)?;
+    let control = address(
+        "--control-port",
+        args.control_port.map(local).or(of_control),
+        CONTROL_PORT,
+        output,
+    )?;
     if data == control && data.port() != 0 {
         return Err(Failure::usage(
             "--port and --control-port are the same",
@@ -158,8 +164,8 @@ fn addresses(args: &Up, config: &Config, output: &Output) -> Result<(SocketAddr,
     Ok((data, control))
 }
 
-fn address(flag: &str, named: Option<u16>, default: u16, output: &Output) -> Result<SocketAddr, Failure> {
-    let wanted = local(named.unwrap_or(default));
+fn address(flag: &str, named: Option<SocketAddr>, default: u16, output: &Output) -> Result<SocketAddr, Failure> {
+    let wanted = named.unwrap_or_else(|| local(default));
     let Err(error) = TcpListener::bind(wanted) else {
         return Ok(wanted);
     };
@@ -350,7 +356,7 @@ impl<'a> Progress<'a> {
     fn new(output: &'a Output, model: &str) -> Self {
         Self {
             output,
-            label: format!("loading {model} (percent)"),
+            label: format!("loading {model}"),
             bar: RefCell::default(),
         }
     }
@@ -359,7 +365,7 @@ impl<'a> Progress<'a> {
         let mut bar = self.bar.borrow_mut();
         match event {
             Event::Loading { percent, message } => {
-                let bar = bar.get_or_insert_with(|| self.output.steps(100, &self.label));
+                let bar = bar.get_or_insert_with(|| self.output.percent(&self.label));
                 bar.set_message(message.unwrap_or_default());
                 bar.set_position(percent.unwrap_or(0));
             }

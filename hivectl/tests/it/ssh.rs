@@ -161,7 +161,7 @@ fn a_worker_there_is_told_the_address_that_the_gateway_advertises() {
     let there = Machine::beside(&house);
     fs::create_dir(house.home()).unwrap();
     house.file(
-        "home/gateway.toml",
+        "home/config.toml",
         "[control]\nadvertise_url = \"http://localhost:1\"\n",
     );
     house.up(&[]);

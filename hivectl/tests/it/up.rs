@@ -36,12 +36,11 @@ fn up_exports_what_a_shell_needs_and_nothing_else() {
     assert_eq!(names, expected);
 
     // A shell that evaluates the lines needs no flag to find the hive.
-    let script = format!(
-        "eval \"$ENV\"; \"$HIVECTL\" jobs submit --model \"$HIVE_MODEL\" --prompt 'one two'; case $OPENAI_BASE_URL in */v1) ;; *) exit 9;; esac"
-    );
+    let script = r#"eval "$ENV"; "$HIVECTL" jobs submit --model "$HIVE_MODEL" --prompt 'one two'
+        case $OPENAI_BASE_URL in */v1) ;; *) exit 9;; esac"#;
     let mut shell = Command::new("/bin/sh");
     shell
-        .args(["-c", &script])
+        .args(["-c", script])
         .env("ENV", &env)
         .env("HIVECTL", env!("CARGO_BIN_EXE_hivectl"));
     assert_eq!(Started::new(shell).end().expect(0).stdout, "one two\n");
@@ -253,6 +252,39 @@ fn a_model_that_cannot_be_loaded_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_gateway_that_cannot_start_says_why_and_leaves_nothing() {
+    let house = House::new();
+    std::fs::create_dir(house.home()).unwrap();
+    house.file(
+        "home/hive.db",
+        "this is not a database, and long enough to be taken for one that is broken",
+    );
+    house
+        .start_up(&["--detach"])
+        .end()
+        .expect(1)
+        .says("the gateway died while starting")
+        .says("hive.db");
+    house.is_empty();
+}
+
+#[test]
+fn a_second_ctrl_c_cuts_off_answers_in_the_making() {
+    let house = House::new();
+    let script = house.file("endless.json", r#"{"tokens": 100000, "interval_ms": 20}"#);
+    let mut up = house.start_up(&["--script", &script]);
+    up.until("The hive is up");
+    let job = house.start(&["jobs", "submit", "--model", "echo", "--prompt", "go"]);
+    eventually("the job runs", || (!job.stderr().is_empty()).then_some(()));
+    up.signal(Signal::SIGINT);
+    up.until("a second Ctrl-C");
+    up.signal(Signal::SIGINT);
+    up.end().expect(130);
+    house.is_empty();
+    assert_ne!(job.end().code, 0);
+}
+
+#[test]
 fn a_model_that_loads_for_too_long_is_a_timeout() {
     let house = House::new();
     let script = house.file("slow.json", r#"{"load_ms": 600000}"#);
@@ -306,4 +338,37 @@ fn a_hive_started_while_another_is_stopped_waits_its_turn() {
     eventually("the second hive is ready", || {
         (house.json(&["status"])["gateway"]["ready"] == true).then_some(())
     });
+}
+
+#[test]
+fn addresses_in_the_configuration_are_listened_on() {
+    let house = House::new();
+    fs::create_dir_all(house.home()).unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.2:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    fs::write(
+        house.home().join("config.toml"),
+        format!("[control]\nlisten = \"{free}\"\n"),
+    )
+    .unwrap();
+    let arguments = [
+        "up",
+        "--no-build",
+        "--device",
+        "scripted",
+        "--model",
+        "echo",
+        "--port",
+        "0",
+        "--detach",
+        "--print-env",
+    ];
+    let printed = house.run(&arguments).expect(0).stdout;
+    assert!(
+        printed.contains(&format!("export HIVE_CONTROL_URL='http://{free}'")),
+        "{printed}"
+    );
+    house.run(&["down"]).expect(0);
 }

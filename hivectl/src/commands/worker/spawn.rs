@@ -140,7 +140,7 @@ async fn start(
             id: &spec.id,
             process: running.process,
         };
-        let bar = output.steps(100, &format!("loading {} on {} (percent)", spec.model, spec.device));
+        let bar = output.percent(&format!("loading {} on {}", spec.model, spec.device));
         let outcome = launch::until_ready(gateway, spec, &mut running, limit, |view| show_loading(&bar, view)).await;
         bar.finish_and_clear();
         outcome?;
