@@ -111,7 +111,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
     let has_template = guard
         .get_chat_template()
         .is_some_and(|template| template.has_chat_template());
-    let vocabulary = Vocabulary::of(&*guard).filter(|_| has_template);
+    let vocabulary = vocabulary(&*guard).filter(|_| has_template);
     drop(guard);
     let Some(vocabulary) = vocabulary.map(Arc::new) else {
         return Err(LoadError::Engine(format!(
@@ -189,27 +189,16 @@ fn engine_error(error: &impl std::fmt::Display) -> LoadError {
 type Decode = Box<dyn Fn(&[u32]) -> String + Send + Sync>;
 type Spell = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
-/// What a token says.
-struct Vocabulary {
-    /// Text of several tokens in a row, without marks.
-    decode: Decode,
-    /// Bytes of a single token.
-    bytes: Spell,
-    /// The tokens that end an answer.
-    ends: Vec<u32>,
-}
-
-impl Vocabulary {
-    fn of(pipeline: &dyn Pipeline) -> Option<Self> {
-        let metadata = pipeline.get_metadata();
-        let tokenizer = pipeline.tokenizer()?;
-        let tokens = metadata.tok_env()?;
-        Some(Self {
-            decode: Box::new(move |ids| tokenizer.decode(ids, true).unwrap_or_default()),
-            bytes: Box::new(move |id| tokens.tok_trie().decode_ext(&[id], true)),
-            ends: metadata.eos_tok.clone(),
-        })
-    }
+/// What the model's tokens say.
+fn vocabulary(pipeline: &dyn Pipeline) -> Option<Vocabulary> {
+    let metadata = pipeline.get_metadata();
+    let tokenizer = pipeline.tokenizer()?;
+    let tokens = metadata.tok_env()?;
+    Some(Vocabulary {
+        decode: Box::new(move |ids| tokenizer.decode(ids, true).unwrap_or_default()),
+        bytes: Box::new(move |id| tokens.tok_trie().decode_ext(&[id], true)),
+        ends: metadata.eos_tok.clone(),
+    })
 }
 
 /// A loaded model.
@@ -386,12 +375,6 @@ struct Choose {
 /// What a request occupies.
 type Held = (Slot, Option<OwnedSemaphorePermit>);
 
-/// A choice for a position. Where a grammar refuses it, a second one for the same position follows.
-struct Choice {
-    position: usize,
-    sampled: Sampled,
-}
-
 impl CustomLogitsProcessor for Choose {
     fn apply(&self, logits: &Tensor, context: &[u32]) -> mistralrs::Result<Tensor> {
         let device = logits.device();
@@ -409,109 +392,5 @@ impl CustomLogitsProcessor for Choose {
             sampled,
         });
         Tensor::from_vec(only, vocabulary, device)
-    }
-}
-
-/// One request on its way through the engine.
-struct Run {
-    vocabulary: Arc<Vocabulary>,
-    detokenizer: Detokenizer,
-    answer: Answer,
-    chosen: mpsc::UnboundedReceiver<Choice>,
-    /// The engine's own words; only its errors matter. Dropped to cancel.
-    responses: Option<mpsc::Receiver<Response>>,
-    logprobs: bool,
-    with_grammar: bool,
-    /// With a grammar, a choice is final only when the next position's is made.
-    unsure: Option<Choice>,
-    over: bool,
-}
-
-impl Run {
-    async fn next(&mut self) -> Option<Vec<Event>> {
-        let mut events = Vec::new();
-        while events.is_empty() && !self.over {
-            tokio::select! {
-                biased;
-                choice = self.chosen.recv() => self.on_choice(choice, &mut events),
-                response = heard(&mut self.responses) => self.on_response(response, &mut events),
-            }
-            if self.over {
-                self.settle().await;
-                return Some(events);
-            }
-        }
-        (!events.is_empty()).then_some(events)
-    }
-
-    fn on_choice(&mut self, choice: Option<Choice>, events: &mut Vec<Event>) {
-        let is_gone = choice.is_none();
-        let sure = if self.with_grammar {
-            let position = choice.as_ref().map(|choice| choice.position);
-            let before = std::mem::replace(&mut self.unsure, choice);
-            before.filter(|before| position != Some(before.position))
-        } else {
-            choice
-        };
-        if let Some(choice) = sure {
-            self.take(&choice.sampled, events);
-        }
-        if is_gone && !self.over {
-            self.over = true;
-            events.push(Event::Failed("the engine lost the generation".to_owned()));
-        }
-    }
-
-    fn on_response(&mut self, response: Option<Response>, events: &mut Vec<Event>) {
-        let reason = match response {
-            Some(Response::InternalError(error) | Response::ValidationError(error)) => error.to_string(),
-            Some(Response::ModelError(reason, _) | Response::CompletionModelError(reason, _)) => reason,
-            Some(_) => return,
-            None => return self.responses = None,
-        };
-        self.over = true;
-        events.push(Event::Failed(reason));
-    }
-
-    fn take(&mut self, sampled: &Sampled, events: &mut Vec<Event>) {
-        let Vocabulary { decode, bytes, ends } = &*self.vocabulary;
-        if ends.contains(&sampled.token) {
-            self.answer
-                .end(&self.detokenizer.finish(decode), FinishReason::Stop, events);
-            self.over = true;
-            return;
-        }
-        let mut text = self.detokenizer.push(sampled.token, decode);
-        if self.answer.is_last() {
-            text.push_str(&self.detokenizer.finish(decode));
-        }
-        let candidate = |token, logprob| Candidate {
-            bytes: bytes(token),
-            logprob,
-        };
-        let logprob = self.logprobs.then(|| TokenLogprob {
-            token: candidate(sampled.token, sampled.logprob),
-            top: sampled
-                .top
-                .iter()
-                .map(|&(token, logprob)| candidate(token, logprob))
-                .collect(),
-        });
-        self.over = self.answer.push(&text, logprob, events);
-    }
-
-    /// Waits until the engine has let go of the request, so that whoever reads the end finds the slot free.
-    async fn settle(&mut self) {
-        self.responses = None;
-        let gone = async { while self.chosen.recv().await.is_some() {} };
-        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
-    }
-}
-
-/// The engine's next word; never, once it has closed.
-async fn heard(responses: &mut Option<mpsc::Receiver<Response>>) -> Option<Response> {
-    match responses {
-        Some(responses) => responses.recv().await,
-        None => std::future::pending().await,
     }
 }

@@ -19,7 +19,7 @@ use sha2::Sha256;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use wire::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, HeartbeatReply, Leave, Registered, Registration};
 
-use super::worker::{PATIENCE, Worker, client, secret_file};
+use super::worker::{PATIENCE, Worker, client, hex, secret_file};
 
 /// What the gateway has seen; registrations with the bearer they showed.
 #[derive(Debug, Default)]
@@ -155,13 +155,8 @@ async fn register(
     let answer: ChallengeAnswer = client().get(challenge).send().await.unwrap().json().await.unwrap();
     let mut proof = Hmac::<Sha256>::new_from_slice(registration.dispatch_token.as_bytes()).unwrap();
     proof.update(format!("{}\nc0ffee", registration.id).as_bytes());
-    let proof = proof
-        .finalize()
-        .into_bytes()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
-    if answer.proof != proof {
+    let proof = proof.finalize().into_bytes();
+    if answer.proof != hex(&proof) {
         return refusal(StatusCode::FORBIDDEN);
     }
     let id = registration.id.clone();

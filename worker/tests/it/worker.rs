@@ -35,6 +35,15 @@ pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -
         .unwrap_or_else(|_| panic!("it never came to be that {what}"))
 }
 
+/// Bytes in lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
+}
+
 /// A client as the gateway's: no proxy, no redirects.
 pub fn client() -> reqwest::Client {
     reqwest::Client::builder()
@@ -117,11 +126,8 @@ impl Worker {
     pub async fn alone_with(folder: TempDir, args: &[&str]) -> Self {
         let state = folder.path().join("state.json").to_str().unwrap().to_owned();
         let mut worker = Self::start(folder, &[args, &["--state-file", &state]].concat());
-        worker.token = "dispatch-me".to_owned();
-        worker.url = worker.state_file("it listens", |_| true).await["url"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let listening = worker.state_file("it listens", |_| true).await;
+        (worker.url, worker.token) = (listening["url"].as_str().unwrap().into(), "dispatch-me".into());
         worker
     }
 
