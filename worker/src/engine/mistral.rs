@@ -34,10 +34,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use wire::ModelFacts;
 
 use super::{
-    Candidate, ChatRequest, Engine, EngineError, Event, FinishReason, LoadError, Prepared, Report, Role, Slot, Spec,
-    TokenLogprob, gguf, progress, safetensors,
-    sampling::{Sampled, Sampler},
-    text::{Answer, Detokenizer},
+    ChatRequest, Engine, EngineError, Event, LoadError, Prepared, Report, Role, Slot, Spec, gguf, progress,
+    run::{Choice, Run, Vocabulary, Wants},
+    safetensors,
+    sampling::Sampler,
+    text::Answer,
 };
 use crate::config::Device;
 
@@ -311,9 +312,13 @@ fn tokenize(pipeline: &dyn Pipeline, request: &ChatRequest) -> Result<Vec<u32>, 
 
 impl Mistral {
     /// Hands the prompt to the engine.
-    fn start(&self, prepared: Prepared, held: Held) -> Result<Run, String> {
+    fn start(&self, prepared: Prepared, held: Held) -> Result<Run<Response>, String> {
         let answer = Answer::new(prepared.prompt_tokens(), prepared.budget, prepared.request.stop);
-        let logprobs = prepared.request.logprobs.is_some();
+        let schema = prepared.request.schema.as_ref().map(compact);
+        let wants = Wants {
+            logprobs: prepared.request.logprobs.is_some(),
+            grammar: schema.is_some(),
+        };
         let sampler = Sampler::new(
             prepared.request.sampling,
             prepared.prompt.len(),
@@ -327,8 +332,6 @@ impl Mistral {
         };
         // Room for all it can say: the engine's one thread waits for a full channel, and all requests with it.
         let (response, responses) = mpsc::channel(prepared.budget as usize + 8);
-        let schema = prepared.request.schema.as_ref().map(compact);
-        let with_grammar = schema.is_some();
         let request = NormalRequest {
             constraint: schema.map_or(Constraint::None, Constraint::JsonSchema),
             logits_processors: Some(vec![Arc::new(choose) as Arc<dyn CustomLogitsProcessor>]),
@@ -350,17 +353,23 @@ impl Mistral {
         sender
             .try_send(Request::Normal(Box::new(request)))
             .map_err(|error| error.to_string())?;
-        Ok(Run {
-            vocabulary: self.vocabulary.clone(),
-            detokenizer: Detokenizer::default(),
+        Ok(Run::new(
+            self.vocabulary.clone(),
             answer,
             chosen,
-            responses: Some(responses),
-            logprobs,
-            with_grammar,
-            unsure: None,
-            over: false,
-        })
+            responses,
+            reason,
+            wants,
+        ))
+    }
+}
+
+/// What went wrong, if the engine says that something did.
+fn reason(response: Response) -> Option<String> {
+    match response {
+        Response::InternalError(error) | Response::ValidationError(error) => Some(error.to_string()),
+        Response::ModelError(reason, _) | Response::CompletionModelError(reason, _) => Some(reason),
+        _ => None,
     }
 }
 

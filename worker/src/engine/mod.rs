@@ -12,6 +12,7 @@ mod gguf;
 #[cfg(feature = "engine")]
 mod mistral;
 mod progress;
+mod run;
 mod safetensors;
 mod sampling;
 pub mod scripted;
