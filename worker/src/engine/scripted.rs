@@ -88,6 +88,8 @@ pub enum FaultKind {
     DoneWithoutFinish,
     /// An error event, as a failing engine would cause.
     ErrorEvent,
+    /// A panic of the engine.
+    Panic,
     /// Status 500 instead of a stream.
     #[serde(rename = "http_500")]
     Http500,
@@ -277,6 +279,7 @@ impl Play {
         let raw = |text: &'static [u8]| Event::Fault(Fault::Bytes(Bytes::from_static(text)));
         match kind {
             FaultKind::Die => std::process::abort(),
+            FaultKind::Panic => panic!("the script panics"),
             FaultKind::Stall => std::future::pending().await,
             FaultKind::Close => events.push(Event::Fault(Fault::End)),
             FaultKind::Truncate => events.extend([raw(b"data: {\"id\":\"chatcmpl-"), Event::Fault(Fault::Abort)]),

@@ -76,6 +76,18 @@ async fn a_fault_is_an_error_in_one_piece_too() {
 }
 
 #[tokio::test]
+async fn a_panic_costs_its_request_and_nothing_else() {
+    let worker = Worker::alone(json!({}), &["--slots", "1"]).await.ready().await;
+    for _ in 0..2 {
+        let panicked = faulty(&worker, "panic").await;
+        let last: Value = serde_json::from_str(panicked.events().pop().unwrap()).unwrap();
+        assert_eq!(last["error"]["code"], "engine_failed");
+    }
+    worker.says("a panic: the script panics").await;
+    assert_eq!(worker.ask(&streamed("fine")).await.text(), "fine");
+}
+
+#[tokio::test]
 async fn a_worker_that_dies_takes_the_connection_along() {
     let mut worker = Worker::alone(json!({"fault": {"at": 1, "kind": "die"}}), &[])
         .await
