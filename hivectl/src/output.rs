@@ -383,6 +383,8 @@ mod tests {
             "a\nb\u{1b}",
             SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(7),
         );
-        assert_eq!(line, r#"{"message":"a\nb\u001b","time_ms":7}"#);
+        assert_eq!(line.lines().count(), 1);
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read, serde_json::json!({ "message": "a\nb\u{1b}", "time_ms": 7 }));
     }
 }

@@ -269,6 +269,9 @@ async fn base_url(state: &AppState, text: &str) -> Result<String, ApiError> {
 
 /// A name may stand for several addresses (`localhost` for `::1` and `127.0.0.1`) of which the server has one.
 async fn first_that_listens(addresses: &[IpAddr], port: u16, limit: Duration) -> Option<IpAddr> {
+    if let [only] = addresses {
+        return Some(*only);
+    }
     for ip in addresses {
         let connecting = tokio::net::TcpStream::connect((*ip, port));
         if let Ok(Ok(_)) = tokio::time::timeout(limit, connecting).await {

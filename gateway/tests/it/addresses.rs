@@ -1,5 +1,7 @@
 //! Where the gateway never connects, in every spelling of the place.
 
+use std::net::SocketAddr;
+
 use serde_json::json;
 
 use crate::{client::Reply, harness::Hive, script::Script, server::Server, worker::registration};
@@ -67,24 +69,29 @@ async fn a_worker_names_itself_by_a_plain_address_and_nothing_around_it() {
     let hive = Hive::start().await;
     let token = hive.join_token(None).await;
     let server = Server::unregistered("a").await;
-    let port = server.address.port();
+    let (address, port) = (server.address, server.address.port());
+    let SocketAddr::V4(v4) = address else {
+        panic!("{address}")
+    };
+    let [a, b, c, d] = v4.ip().octets();
+    let number = u32::from(*v4.ip());
     for url in [
-        format!("http://[::ffff:127.0.0.1]:{port}"),
+        format!("http://[::ffff:{}]:{port}", v4.ip()),
         format!("http://localhost:{port}"),
-        format!("http://2130706433:{port}"),
-        format!("http://0x7f000001:{port}"),
-        format!("http://127.1:{port}"),
-        format!("http://0177.0.0.1:{port}"),
-        format!("https://127.0.0.1:{port}"),
-        format!("HTTP://127.0.0.1:{port}"),
-        format!("http://127.0.0.1:{port}/v1"),
-        format!("http://user@127.0.0.1:{port}"),
-        format!("http://127.0.0.1:{port}?x"),
-        format!("http://127.0.0.1:{port}#x"),
-        format!(" http://127.0.0.1:{port}"),
-        format!("http://127.0.0.1:{port}\r\nhost: x"),
-        "http://127.0.0.1".to_owned(),
-        "http://127.0.0.1:0".to_owned(),
+        format!("http://{number}:{port}"),
+        format!("http://{number:#x}:{port}"),
+        format!("http://{a}.{}:{port}", number & 0xff_ffff),
+        format!("http://0{a:o}.{b}.{c}.{d}:{port}"),
+        format!("https://{address}"),
+        format!("HTTP://{address}"),
+        format!("http://{address}/v1"),
+        format!("http://user@{address}"),
+        format!("http://{address}?x"),
+        format!("http://{address}#x"),
+        format!(" http://{address}"),
+        format!("http://{address}\r\nhost: x"),
+        format!("http://{}", v4.ip()),
+        format!("http://{}:0", v4.ip()),
         "file:///etc/passwd".to_owned(),
     ] {
         let mut odd = registration("a", &server);

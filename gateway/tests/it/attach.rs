@@ -30,7 +30,7 @@ async fn a_server_is_attached_with_the_models_it_lists_and_answers() {
         ("state", json!("ready")),
         ("slots", json!(64)),
         ("pid", Value::Null),
-        ("host", json!("127.0.0.1")),
+        ("host", json!(server.address.ip())),
     ] {
         assert_eq!(view[field], value, "{field}");
     }
@@ -106,10 +106,7 @@ async fn a_server_that_wants_a_key_gets_its_own() {
 async fn a_server_that_is_none_is_not_attached_and_the_reason_told() {
     let hive = Hive::start().await;
     let server = Server::to_attach(&[], None, vec![]).await;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = Server::nobody();
     let error = attach(&hive, json!({"url": format!("http://{nobody}")}))
         .await
         .refused(502, "worker_failed")

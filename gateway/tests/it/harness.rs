@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -47,7 +47,8 @@ impl Hive {
 
     /// A gateway with these settings, each `section.key` and its value.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        Self::in_home(new_home(), "127.0.0.1:0", "127.0.0.1:0", settings).await
+        let listen = format!("{}:0", own_address());
+        Self::in_home(new_home(), &listen, &listen, settings).await
     }
 
     async fn in_home(home: TempDir, listen: &str, control: &str, settings: &[(&str, &str)]) -> Self {
@@ -205,6 +206,17 @@ impl Drop for Program {
 #[expect(clippy::print_stderr, reason = "the log of a hive whose test failed")]
 fn show(log: &str) {
     eprintln!("--- the gateway's log ---\n{log}---");
+}
+
+/// A loopback address of one's own: whoever tries ports of 127.0.0.1 on this machine does not come by.
+pub fn own_address() -> IpAddr {
+    // Elsewhere than on Linux only one loopback address is set up.
+    if cfg!(target_os = "linux") {
+        let [a, b, c]: [u8; 3] = rand::random();
+        [127, a.clamp(1, 254), b, c.clamp(1, 254)].into()
+    } else {
+        Ipv4Addr::LOCALHOST.into()
+    }
 }
 
 /// A state folder for a test; in memory where there is such a place, since SQLite waits for a disk at every commit.

@@ -125,10 +125,7 @@ async fn whoever_does_not_answer_the_dial_back_stays_out_and_keeps_its_token() {
     let hive = Hive::start().await;
     let token = hive.join_token(None).await;
     let server = Server::unregistered("a").await;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = Server::nobody();
     let mut unreachable = registration("a", &server);
     unreachable["url"] = json!(format!("http://{nobody}"));
     let mut wrong_secret = registration("a", &server);
@@ -180,7 +177,16 @@ async fn an_unspecified_address_means_the_one_it_calls_from() {
     let server = Server::unregistered("a").await;
     let mut anywhere = registration("a", &server);
     anywhere["url"] = json!(format!("http://0.0.0.0:{}", server.address.port()));
-    assert_eq!(hive.register(&hive.join_token(None).await, &anywhere).await.status, 200);
+    let from_there = reqwest::Client::builder()
+        .no_proxy()
+        .local_address(server.address.ip())
+        .build()
+        .unwrap();
+    let register = from_there
+        .post(format!("{}/control/v1/workers/register", hive.control))
+        .bearer_auth(hive.join_token(None).await)
+        .json(&anywhere);
+    assert_eq!(Reply::to(register).await.status, 200);
     assert_eq!(hive.worker_view("a").await["url"], server.url());
 }
 

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    harness::soon,
+    harness::{own_address, soon},
     script::{Script, Step, chunk},
 };
 
@@ -74,7 +74,7 @@ impl Server {
 
     /// A server that answers challenges for this id and chat requests by these scripts.
     pub async fn start(id: &str, key: Option<&str>, scripts: Vec<Script>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind((own_address(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             id: id.to_owned(),
@@ -98,6 +98,12 @@ impl Server {
     /// A worker's server that has not registered.
     pub async fn unregistered(id: &str) -> Self {
         Self::start(id, None, vec![Script::says(&["Hello"])]).await
+    }
+
+    /// An address where nobody listens.
+    pub fn nobody() -> SocketAddr {
+        let free = std::net::TcpListener::bind((own_address(), 0)).unwrap();
+        free.local_addr().unwrap()
     }
 
     /// Its base URL.
