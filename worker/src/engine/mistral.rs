@@ -187,9 +187,6 @@ fn engine_error(error: &impl std::fmt::Display) -> LoadError {
     LoadError::Engine(format!("the engine refuses the model: {first}"))
 }
 
-type Decode = Box<dyn Fn(&[u32]) -> String + Send + Sync>;
-type Spell = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
-
 /// What the model's tokens say.
 fn vocabulary(pipeline: &dyn Pipeline) -> Option<Vocabulary> {
     let metadata = pipeline.get_metadata();
