@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::house::{House, Started, eventually};
+use crate::house::{House, Started};
 
 /// The folder that tests of this workspace share: models and SDKs are fetched once and kept.
 fn shared() -> PathBuf {
@@ -179,25 +179,15 @@ fn one_question_is_answered_on_stdout_alone_and_nothing_stays() {
 #[test]
 fn a_killed_real_worker_costs_its_stream_an_error_and_a_new_one_serves() {
     let hive = Hive::up();
-    let mut job = hive.hivectl(&[
-        "jobs",
-        "submit",
-        "--model",
-        "smollm2-135m",
-        "--prompt",
-        // The model never comes to an end of this one.
-        "What is the capital of France?",
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "2000",
-    ]);
-    eventually("tokens come", || (!job.stdout().is_empty()).then_some(()));
+    let mut stream = Command::new("python3");
+    stream.arg(script("endless.py"));
+    stream.envs(hive.environment.iter().map(|(name, value)| (name, value)));
+    let mut stream = Started::new(stream);
+    stream.until("began");
     let pid = hive.house.ready("cpu-0", None);
     crate::house::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    job.until("hivectl: ");
-    let ended = job.end();
-    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    let ended = stream.end().expect(0);
+    assert_eq!(ended.stdout.trim(), "began\nworker_lost");
     hive.house.ready("cpu-0", Some(pid));
     let again = hive
         .hivectl(&[
