@@ -13,12 +13,18 @@ use super::{
     text::{Answer, Detokenizer},
 };
 
+/// Text of several tokens in a row, without marks.
+type Decode = dyn Fn(&[u32]) -> String + Send + Sync;
+
+/// Bytes of a single token.
+type Bytes = dyn Fn(u32) -> Vec<u8> + Send + Sync;
+
 /// What a token says.
 pub struct Vocabulary {
-    /// Text of several tokens in a row, without marks.
-    pub decode: Box<dyn Fn(&[u32]) -> String + Send + Sync>,
+    /// Text of several tokens in a row.
+    pub decode: Box<Decode>,
     /// Bytes of a single token.
-    pub bytes: Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>,
+    pub bytes: Box<Bytes>,
     /// The tokens that end an answer.
     pub ends: Vec<u32>,
 }
