@@ -324,3 +324,19 @@ async fn an_attached_server_and_its_key_outlive_a_kill() {
     assert_eq!(hive.chat("x").send().await.status, 200);
     assert_eq!(server.call(0).await.header("authorization"), Some("Bearer sk-afar"));
 }
+
+#[tokio::test]
+async fn of_a_names_addresses_the_one_where_the_server_listens_is_kept() {
+    let hive = Hive::start().await;
+    let server = Server::at(std::net::Ipv4Addr::LOCALHOST.into(), &["x"]).await;
+    let url = format!("http://localhost:{}", server.address.port());
+    let view = attach(&hive, json!({ "url": url })).await.json().await;
+    assert_eq!(view["url"], server.url(), "resolved once, and pinned");
+    assert_eq!(hive.chat("x").send().await.status, 200);
+    let unknown = attach(&hive, json!({"url": "http://no-such-name.invalid:80"})).await;
+    let error = unknown.refused(502, "worker_failed").await;
+    assert!(
+        error["message"].as_str().unwrap().contains("no-such-name.invalid"),
+        "{error}"
+    );
+}

@@ -169,6 +169,14 @@ async fn connections_beyond_the_most_are_closed_and_places_come_free_again() {
     .await;
 }
 
+fn chat(hive: &Hive) -> hyper::Request<Full<Bytes>> {
+    let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": true});
+    hyper::Request::post(format!("{}/v1/chat/completions", hive.data))
+        .header("authorization", format!("Bearer {}", hive.admin))
+        .body(Full::new(Bytes::from(body.to_string())))
+        .unwrap()
+}
+
 #[tokio::test]
 async fn http_2_without_tls_carries_streams_beside_each_other() {
     let hive = Hive::start().await;
@@ -184,12 +192,9 @@ async fn http_2_without_tls_carries_streams_beside_each_other() {
         .unwrap();
     tokio::spawn(connection);
     let ask = async || {
-        let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": true});
-        let request = hyper::Request::post(format!("{}/v1/chat/completions", hive.data))
-            .header("authorization", format!("Bearer {}", hive.admin))
-            .body(Full::new(Bytes::from(body.to_string())))
-            .unwrap();
-        soon("an answer", sender.clone().send_request(request)).await.unwrap()
+        soon("an answer", sender.clone().send_request(chat(&hive)))
+            .await
+            .unwrap()
     };
     // Both are under way on one connection before either ends.
     let (first, second) = (ask().await, ask().await);
@@ -206,4 +211,22 @@ async fn http_2_without_tls_carries_streams_beside_each_other() {
         assert!(body.ends_with(b"data: [DONE]\n\n"), "{body:?}");
     }
     hive.until_in_flight("a", 0).await;
+}
+
+#[tokio::test]
+async fn an_http_2_stream_whose_client_reads_nothing_is_dropped() {
+    let hive = Hive::with(&[("relay.slow_client", "400ms")]).await;
+    let flood = Script::begins(&["a"]).babble(Duration::ZERO, &"x".repeat(60_000));
+    let worker = hive.worker("a").script([flood]).join().await;
+    let io = TokioIo::new(hive.connect().await);
+    let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(64 * 1024)
+        .handshake(io);
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    // The socket stays writable; it is the stream's window that is full.
+    let answer = soon("an answer", sender.send_request(chat(&hive))).await.unwrap();
+    worker.server.call(0).await.gone().await;
+    hive.until_in_flight("a", 0).await;
+    drop(answer);
 }

@@ -247,14 +247,14 @@ async fn a_sane_request_id_comes_back_and_a_strange_one_is_replaced() {
 async fn hosts_that_are_not_ours_are_not_answered() {
     let hive = Hive::with(&[("control.allowed_hosts", "[\"hive.example\"]")]).await;
     for host in ["evil.example", "127.0.0.1.evil.example:80", "169.254.169.254"] {
-        Reply::to(hive.on_data("GET", "/v1/models").header("host", host))
-            .await
-            .refused(400, "invalid_request")
-            .await;
-        Reply::to(hive.on_control("GET", "/control/v1/keys").header("host", host))
-            .await
-            .refused(400, "invalid_request")
-            .await;
+        for (request, setting) in [
+            (hive.on_data("GET", "/v1/models"), "server.allowed_hosts"),
+            (hive.on_control("GET", "/control/v1/keys"), "control.allowed_hosts"),
+        ] {
+            let reply = Reply::to(request.header("host", host)).await;
+            let error = reply.refused(400, "invalid_request").await;
+            assert!(error["message"].as_str().unwrap().contains(setting), "{error}");
+        }
     }
     for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:7411"] {
         assert_eq!(

@@ -194,3 +194,17 @@ async fn a_key_without_a_name_or_a_scope_is_not_made() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_first_key_that_is_in_its_file_but_not_in_the_database_is_taken() {
+    let mut hive = Hive::start().await;
+    hive.kill();
+    // As after a crash between the two.
+    for file in ["hive.db", "hive.db-wal", "hive.db-shm"] {
+        let _perhaps = std::fs::remove_file(hive.home().join(file));
+    }
+    let before = hive.admin.clone();
+    let hive = hive.again(&[]).await;
+    assert_eq!(hive.admin, before);
+    assert_eq!(Reply::to(hive.on_control("GET", "/control/v1/keys")).await.status, 200);
+}

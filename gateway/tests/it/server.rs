@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -59,22 +59,35 @@ pub struct Call {
 impl Server {
     /// A server to attach that lists these models and wants this key.
     pub async fn to_attach(models: &[&str], key: Option<&str>, scripts: Vec<Script>) -> Self {
-        let server = Self::start("attached", key, scripts).await;
+        Self::start("attached", key, scripts).await.listing(models)
+    }
+
+    /// A server to attach on this address that says "Hello".
+    pub async fn at(address: IpAddr, models: &[&str]) -> Self {
+        let scripts = vec![Script::says(&["Hello"])];
+        Self::start_at(address, "attached", None, scripts).await.listing(models)
+    }
+
+    fn listing(self, models: &[&str]) -> Self {
         let data: Vec<Value> = models
             .iter()
             .map(|id| json!({"id": id, "object": "model", "created": 1, "owned_by": "x"}))
             .collect();
-        server.lists(Script::answers(
+        self.lists(Script::answers(
             200,
             "application/json",
             &json!({"object": "list", "data": data}).to_string(),
         ));
-        server
+        self
     }
 
     /// A server that answers challenges for this id and chat requests by these scripts.
     pub async fn start(id: &str, key: Option<&str>, scripts: Vec<Script>) -> Self {
-        let listener = TcpListener::bind((own_address(), 0)).await.unwrap();
+        Self::start_at(own_address(), id, key, scripts).await
+    }
+
+    async fn start_at(address: IpAddr, id: &str, key: Option<&str>, scripts: Vec<Script>) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             id: id.to_owned(),
