@@ -145,13 +145,17 @@ async fn worker(args: &Up, config: &Config, output: &Output) -> Result<WorkerSpe
 fn addresses(args: &Up, config: &Config, output: &Output) -> Result<(SocketAddr, SocketAddr), Failure> {
     // A gateway that outlived its supervisor holds its ports already, and is kept.
     if state::gateway(config).is_some() {
-        return Ok((local(0), local(0)));
+        let anywhere = local(0);
+        return Ok((
+            config.data_listen.unwrap_or(anywhere),
+            config.control_listen.unwrap_or(anywhere),
+        ));
     }
-    let (of_data, of_control) = (config.data_listen, config.control_listen);
-    let data = address("--port", args.port.map(local).or(of_data), DATA_PORT, output)?;
+    let data = address("--port", args.port, config.data_listen, DATA_PORT, output)?;
     let control = address(
         "--control-port",
-        args.control_port.map(local).or(of_control),
+        args.control_port,
+        config.control_listen,
         CONTROL_PORT,
         output,
     )?;
@@ -164,12 +168,19 @@ fn addresses(args: &Up, config: &Config, output: &Output) -> Result<(SocketAddr,
     Ok((data, control))
 }
 
-fn address(flag: &str, named: Option<SocketAddr>, default: u16, output: &Output) -> Result<SocketAddr, Failure> {
-    let wanted = named.unwrap_or_else(|| local(default));
+fn address(
+    flag: &str,
+    port: Option<u16>,
+    configured: Option<SocketAddr>,
+    default: u16,
+    output: &Output,
+) -> Result<SocketAddr, Failure> {
+    let mut wanted = configured.unwrap_or_else(|| local(default));
+    wanted.set_port(port.unwrap_or(wanted.port()));
     let Err(error) = TcpListener::bind(wanted) else {
         return Ok(wanted);
     };
-    if named.is_some() {
+    if port.is_some() || configured.is_some() {
         let what = format!("port {} on {} cannot be used", wanted.port(), wanted.ip());
         let next = format!("stop what listens there, or name another port with {flag} (0: one the system picks)");
         return Err(Failure::task(what, next).because(error));

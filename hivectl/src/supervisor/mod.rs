@@ -31,6 +31,8 @@ use crate::{
 
 /// How long answers in the making may take to end when the hive is stopped.
 const DRAIN: Duration = Duration::from_secs(120);
+/// A stop that takes longer than this is explained.
+const SOON: Duration = Duration::from_secs(1);
 /// How long what an earlier supervisor left may take to be usable.
 const ADOPTION: Duration = Duration::from_secs(5);
 
@@ -154,10 +156,15 @@ pub async fn run(
     };
     // Whoever looks now must not take the hive for one that stays.
     let shown = state::update_supervisor(config, |run| run.ready = false);
-    tell(Event::Note(
-        "stopping; a second Ctrl-C cuts off answers in the making".to_owned(),
-    ));
+    tell(Event::Note("stopping".to_owned()));
     let enough = async {
+        tokio::select! {
+            () = sleep(SOON) => {}
+            _ = signals.next() => return,
+        }
+        tell(Event::Note(
+            "answers in the making may end; a second Ctrl-C cuts them off".to_owned(),
+        ));
         tokio::select! {
             () = sleep(DRAIN) => {}
             _ = signals.next() => {}
@@ -190,8 +197,9 @@ async fn start<'a>(config: &'a Config, mut plan: Plan, tell: &impl Fn(Event)) ->
         start_gateway(config, &plan).await?
     };
     // From now on the gateway comes back where its clients know it.
-    plan.data = address(&run.data_url).unwrap_or(plan.data);
-    plan.control = address(&run.control_url).unwrap_or(plan.control);
+    plan.data.set_port(port(&run.data_url).unwrap_or(plan.data.port()));
+    plan.control
+        .set_port(port(&run.control_url).unwrap_or(plan.control.port()));
     plan.worker.gateway = run.control_url;
     state::update_supervisor(config, |run| run.gateway = Some(gateway.process))?;
     keep_inference_key(config, &client).await?;
@@ -307,6 +315,7 @@ async fn keep_inference_key(config: &Config, client: &Gateway) -> Result<(), Fai
     state::write_secret(&file, &SecretString::from(created.key))
 }
 
-fn address(url: &str) -> Option<SocketAddr> {
-    url.strip_prefix("http://")?.trim_end_matches('/').parse().ok()
+/// The port of a URL such as `http://127.0.0.1:7411`; the address itself may not be what the gateway listens on.
+fn port(url: &str) -> Option<u16> {
+    url.trim_end_matches('/').rsplit_once(':')?.1.parse().ok()
 }
