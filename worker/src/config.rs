@@ -48,7 +48,7 @@ pub struct EngineConfig {
     /// The model itself: a GGUF file, or a folder with safetensors.
     #[arg(long, value_name = "PATH", env = "HIVE_WORKER__ENGINE__MODEL_PATH")]
     pub model_path: Option<PathBuf>,
-    /// Requests at once [default: 1 on a CPU, 16 on a GPU, 4 scripted].
+    /// Requests at once [default: 1 on a CPU, where more take turns; 16 on a GPU; 4 scripted].
     #[arg(long, value_name = "N", env = "HIVE_WORKER__ENGINE__SLOTS", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub slots: Option<u32>,
     /// Threads to compute on [default: one for each CPU it may use].
