@@ -19,11 +19,6 @@ type Decode = dyn Fn(&[u32]) -> String + Send + Sync;
 /// Bytes of a single token.
 type Bytes = dyn Fn(u32) -> Vec<u8> + Send + Sync;
 
-/// From tokens in a row to their text.
-pub type Decode = Box<dyn Fn(&[u32]) -> String + Send + Sync>;
-/// From a token to its bytes.
-pub type Spell = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
-
 /// What a token says.
 pub struct Vocabulary {
     /// Text of several tokens in a row.
