@@ -6,6 +6,9 @@ use utoipa::ToSchema;
 
 use crate::{ModelName, WorkerId};
 
+#[path = "openai/mod.rs"]
+pub mod openai;
+
 /// Request header from gateway to worker: the epoch of the registration the gateway means.
 pub const EPOCH_HEADER: &str = "x-hive-epoch";
 /// Request header from gateway to worker: the id of the request, from which the worker makes `chatcmpl-<id>`.
@@ -57,6 +60,41 @@ pub struct ModelFacts {
     pub quantization: Option<String>,
     /// The model's architecture, such as `llama`.
     pub architecture: Option<String>,
+    /// Which of our engines runs it; none: an attached server, whose abilities we do not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineName>,
+    /// What it can do; none: not known, so everything is let through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+}
+
+/// Our own engines, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// mistral.rs, with a real model.
+    Mistral,
+    /// The one that plays a script.
+    Scripted,
+}
+
+/// What a model can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an ability of its own")]
+pub struct Capabilities {
+    /// Answer a conversation.
+    pub chat: bool,
+    /// Continue a text.
+    pub completions: bool,
+    /// Make embeddings.
+    pub embeddings: bool,
+    /// See images.
+    pub vision: bool,
+    /// Call functions.
+    pub tools: bool,
+    /// Answer in the form of a JSON schema.
+    pub structured_output: bool,
 }
 
 /// `POST /control/v1/workers/register`, with the join token or the worker's own credential as bearer.

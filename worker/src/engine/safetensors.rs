@@ -53,6 +53,7 @@ pub fn inspect(folder: &Path) -> Result<ModelFacts, LoadError> {
             .and_then(|n| u32::try_from(n).ok()),
         quantization: text("torch_dtype").or_else(|| text("dtype")),
         architecture: text("model_type"),
+        ..ModelFacts::default()
     })
 }
 

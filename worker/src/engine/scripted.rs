@@ -173,8 +173,8 @@ impl Engine for Scripted {
     fn facts(&self) -> ModelFacts {
         ModelFacts {
             context_length: Some(self.context),
-            quantization: None,
             architecture: Some("scripted".to_owned()),
+            ..ModelFacts::default()
         }
     }
 

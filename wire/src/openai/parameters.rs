@@ -1,0 +1,342 @@
+//! THE table: what becomes of every parameter of OpenAI's requests, and of the vendors' own, on each engine.
+//!
+//! The code that checks, the OpenAPI document and `GET /v1/models/{id}` all read this one. A parameter that is not in it
+//! is ignored and named; one that would change the answer and cannot be done is refused, never dropped.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Body, Faults};
+use crate::EngineName;
+
+/// What becomes of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Support {
+    /// The engine does it.
+    Native,
+    /// We do it around the engine, to the same effect.
+    Emulated,
+    /// Accepted without effect, and named in `x-hive-ignored-params`: the answer is not worse for it.
+    Ignored,
+    /// 400 `unsupported_parameter`, unless its value asks for nothing.
+    Refused,
+    /// Handed on to the attached server, which decides.
+    Passed,
+}
+
+/// The kinds of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// Its name at the top of the body.
+    pub name: &'static str,
+    /// On mistral.rs.
+    pub mistral: Support,
+    /// On the scripted engine, whose answers are the same whatever the sampling.
+    pub scripted: Support,
+    /// What to do instead, if it is refused; goes on from its name.
+    pub instead: &'static str,
+    /// Values, as JSON text, that ask for nothing and are never refused; null, false, 0 and what is empty are too.
+    pub asks_nothing: &'static [&'static str],
+}
+
+/// The values that ask for nothing, whatever the parameter.
+const NOTHING: [&str; 7] = ["null", "false", "0", "0.0", "\"\"", "[]", "{}"];
+
+const fn same(name: &'static str, support: Support) -> Parameter {
+    Parameter {
+        name,
+        mistral: support,
+        scripted: support,
+        instead: "",
+        asks_nothing: &[],
+    }
+}
+
+const fn native(name: &'static str) -> Parameter {
+    same(name, Support::Native)
+}
+
+const fn emulated(name: &'static str) -> Parameter {
+    same(name, Support::Emulated)
+}
+
+const fn ignored(name: &'static str) -> Parameter {
+    same(name, Support::Ignored)
+}
+
+/// Done by the engine; on a script, which has nothing to choose, it is kept by doing nothing.
+const fn sampling(name: &'static str) -> Parameter {
+    Parameter {
+        scripted: Support::Emulated,
+        ..same(name, Support::Native)
+    }
+}
+
+const fn refused(name: &'static str, asks_nothing: &'static [&'static str], instead: &'static str) -> Parameter {
+    Parameter {
+        instead,
+        asks_nothing,
+        ..same(name, Support::Refused)
+    }
+}
+
+const SCHEMA: &str = "is not read here; send `response_format` with a JSON schema instead";
+const NO_AUDIO: &str = "asks for speech, and the models here give text; leave it out";
+const SAMPLER: &str = "is a way of sampling that the engines here do not have; temperature, top_p, top_k and min_p are";
+const TEMPLATE: &str = "would change the model's chat template, which is fixed here; leave it out";
+const LENGTH: &str = "is not kept here; the model ends its answers itself";
+
+/// Sampling, length and vendors' parameters that chat and completions share.
+const GENERATION: &[Parameter] = &[
+    sampling("temperature"),
+    sampling("top_p"),
+    sampling("top_k"),
+    sampling("min_p"),
+    sampling("frequency_penalty"),
+    sampling("presence_penalty"),
+    sampling("repetition_penalty"),
+    sampling("repeat_penalty"),
+    emulated("logit_bias"),
+    emulated("seed"),
+    emulated("stop"),
+    emulated("n"),
+    emulated("logprobs"),
+    native("max_tokens"),
+    native("model"),
+    native("stream"),
+    emulated("stream_options"),
+    ignored("user"),
+    // vLLM's, SGLang's, TGI's.
+    refused("min_tokens", &[], LENGTH),
+    refused("ignore_eos", &[], LENGTH),
+    refused(
+        "stop_token_ids",
+        &[],
+        "is not read here; send the texts in `stop` instead",
+    ),
+    refused(
+        "include_stop_str_in_output",
+        &[],
+        "is not done here; the text of `stop` is never part of the answer",
+    ),
+    refused(
+        "skip_special_tokens",
+        &["true"],
+        "must be true here; special tokens are never part of the answer",
+    ),
+    refused("spaces_between_special_tokens", &["true"], "must be true here"),
+    refused("bad_words", &[], "is not read here; send `logit_bias` instead"),
+    refused("allowed_token_ids", &[], "is not read here; send `logit_bias` instead"),
+    refused("logits_processors", &[], SAMPLER),
+    refused("use_beam_search", &[], SAMPLER),
+    refused("length_penalty", &["1", "1.0"], SAMPLER),
+    refused(
+        "prompt_logprobs",
+        &[],
+        "is not computed here; `logprobs` are those of the answer",
+    ),
+    refused(
+        "truncate_prompt_tokens",
+        &[],
+        "is never done here; send a prompt that fits",
+    ),
+    refused("guided_json", &[], SCHEMA),
+    refused("guided_regex", &[], SCHEMA),
+    refused("guided_choice", &[], SCHEMA),
+    refused("guided_grammar", &[], SCHEMA),
+    refused("structured_outputs", &[], SCHEMA),
+    refused("regex", &[], SCHEMA),
+    refused("ebnf", &[], SCHEMA),
+    ignored("guided_decoding_backend"),
+    ignored("priority"),
+    ignored("request_id"),
+    ignored("cache_salt"),
+    // llama.cpp's and Ollama's.
+    refused("grammar", &[], SCHEMA),
+    refused("json_schema", &[], SCHEMA),
+    refused("format", &[], SCHEMA),
+    refused("mirostat", &[], SAMPLER),
+    refused("typical_p", &["1", "1.0"], SAMPLER),
+    refused("tfs_z", &["1", "1.0"], SAMPLER),
+    refused("top_a", &[], SAMPLER),
+    refused("dry_multiplier", &[], SAMPLER),
+    refused("xtc_probability", &[], SAMPLER),
+    refused("dynatemp_range", &[], SAMPLER),
+    refused("samplers", &[], SAMPLER),
+    refused("num_predict", &["-1"], "is not read here; send `max_tokens` instead"),
+    refused("n_predict", &["-1"], "is not read here; send `max_tokens` instead"),
+    refused(
+        "options",
+        &[],
+        "is not read here; send its fields at the top of the body",
+    ),
+    ignored("mirostat_eta"),
+    ignored("mirostat_tau"),
+    ignored("repeat_last_n"),
+    ignored("num_ctx"),
+    ignored("num_gpu"),
+    ignored("num_thread"),
+    ignored("num_batch"),
+    ignored("num_keep"),
+    ignored("use_mmap"),
+    ignored("use_mlock"),
+    ignored("keep_alive"),
+    ignored("cache_prompt"),
+    ignored("id_slot"),
+];
+
+const CHAT: &[Parameter] = &[
+    native("messages"),
+    native("max_completion_tokens"),
+    emulated("top_logprobs"),
+    emulated("tools"),
+    emulated("tool_choice"),
+    emulated("parallel_tool_calls"),
+    emulated("response_format"),
+    refused("functions", &[], "is the older form; send `tools` instead"),
+    refused(
+        "function_call",
+        &["\"none\"", "\"auto\""],
+        "is the older form; send `tool_choice` instead",
+    ),
+    refused("modalities", &["[\"text\"]"], NO_AUDIO),
+    refused("audio", &[], NO_AUDIO),
+    refused(
+        "web_search_options",
+        &[],
+        "asks for a search of the web, which nobody here makes; leave it out",
+    ),
+    // Its effect is on the time an answer takes, never on its text.
+    ignored("prediction"),
+    ignored("metadata"),
+    ignored("moderation"),
+    ignored("prompt_cache_key"),
+    ignored("prompt_cache_options"),
+    ignored("prompt_cache_retention"),
+    ignored("reasoning_effort"),
+    ignored("safety_identifier"),
+    ignored("service_tier"),
+    ignored("store"),
+    ignored("verbosity"),
+    refused("chat_template", &[], TEMPLATE),
+    refused("chat_template_kwargs", &[], TEMPLATE),
+    refused("documents", &[], TEMPLATE),
+    refused(
+        "continue_final_message",
+        &[],
+        "is not done here; send a completion instead",
+    ),
+    refused(
+        "add_generation_prompt",
+        &["true"],
+        "must be true here; send a completion instead",
+    ),
+    refused("echo", &[], "is not done in a chat; send a completion instead"),
+    refused("best_of", &["1"], "is not done in a chat; send `n` instead"),
+    // Of models that think aloud; the models here think or not as their template has it.
+    ignored("think"),
+    ignored("thinking"),
+    ignored("reasoning"),
+    ignored("enable_thinking"),
+    ignored("include_reasoning"),
+];
+
+const COMPLETIONS: &[Parameter] = &[
+    native("prompt"),
+    emulated("echo"),
+    refused(
+        "suffix",
+        &[],
+        "asks for text in the middle, which the models here do not write; leave it out",
+    ),
+    // Equal to `n` it changes nothing, which the reader of the request knows.
+    emulated("best_of"),
+];
+
+const EMBEDDINGS: &[Parameter] = &[
+    native("model"),
+    native("input"),
+    emulated("dimensions"),
+    emulated("encoding_format"),
+    ignored("user"),
+    refused("truncate_prompt_tokens", &[], "is never done here; send texts that fit"),
+    refused("task", &[], "is not read here; put the instruction into the text"),
+    refused("instruction", &[], "is not read here; put it into the text"),
+];
+
+/// Every row for a kind of request.
+pub fn table(kind: Kind) -> impl Iterator<Item = &'static Parameter> {
+    let (own, shared): (_, &[Parameter]) = match kind {
+        Kind::Chat => (CHAT, GENERATION),
+        Kind::Completions => (COMPLETIONS, GENERATION),
+        Kind::Embeddings => (EMBEDDINGS, &[]),
+    };
+    own.iter().chain(shared)
+}
+
+impl Parameter {
+    /// What becomes of it on an engine; none: an attached server.
+    pub fn on(&self, engine: Option<EngineName>) -> Support {
+        match engine {
+            Some(EngineName::Mistral) => self.mistral,
+            Some(EngineName::Scripted) => self.scripted,
+            None => Support::Passed,
+        }
+    }
+}
+
+/// Judges the parameters of a body: the names of those that will have no effect, and a fault for each that is refused.
+pub fn judge(kind: Kind, engine: Option<EngineName>, body: &Body<'_>, faults: &mut Faults) -> Vec<String> {
+    if engine.is_none() {
+        return Vec::new();
+    }
+    let mut ignored = Vec::new();
+    for name in body.names() {
+        let row = table(kind).find(|row| row.name == name);
+        match row.map_or(Support::Ignored, |row| row.on(engine)) {
+            Support::Ignored => ignored.push(name.to_owned()),
+            Support::Refused => {
+                let raw = body.raw(name).unwrap_or("null");
+                let asks_nothing = row.is_none_or(|row| row.asks_nothing.contains(&raw)) || NOTHING.contains(&raw);
+                // The reader of the request may have said so already.
+                let told = faults.iter().any(|fault| fault.param.as_deref() == Some(name));
+                if let (false, false, Some(row)) = (asks_nothing, told, row) {
+                    faults.unsupported(name, row.instead);
+                }
+            }
+            Support::Native | Support::Emulated | Support::Passed => {}
+        }
+    }
+    ignored
+}
+
+/// The table as Markdown, for documents.
+pub fn markdown(kind: Kind) -> String {
+    let mut text = String::from("| parameter | mistral | scripted |\n|---|---|---|\n");
+    for row in table(kind) {
+        let word = |support: Support| format!("{support:?}").to_lowercase();
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} |",
+            row.name,
+            word(row.mistral),
+            word(row.scripted)
+        );
+    }
+    text
+}

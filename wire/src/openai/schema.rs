@@ -1,0 +1,85 @@
+//! Whether a JSON schema is one: the form of its keywords and where its references lead.
+//!
+//! Whether a grammar can be made of it is the engine's to say.
+
+use serde_json::Value;
+
+use super::{Faults, body::shown};
+
+/// The largest schema, in bytes of JSON.
+const LARGEST: usize = 64 * 1024;
+/// What `type` may say.
+const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boolean", "null"];
+
+/// Looks at the schema of a function's arguments, which are always an object.
+pub(super) fn check_object(at: &str, schema: &Value, faults: &mut Faults) {
+    match schema {
+        Value::Object(fields) if fields.get("type").is_none_or(|kind| kind == "object") => check(at, schema, faults),
+        Value::Object(_) => faults.invalid(format!("{at}.type"), "must be `object`: arguments have names"),
+        _ => faults.invalid(at, "must be a JSON schema of an object"),
+    }
+}
+
+/// Looks at any schema.
+pub(super) fn check(at: &str, schema: &Value, faults: &mut Faults) {
+    if schema.to_string().len() > LARGEST {
+        let rule = format!("is a schema of more than {} KiB; send a smaller one", LARGEST / 1024);
+        faults.invalid(at, rule);
+    } else {
+        look(at, schema, schema, faults);
+    }
+}
+
+fn look(at: &str, schema: &Value, root: &Value, faults: &mut Faults) {
+    let fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Bool(_) => return,
+        _ => return faults.invalid(at, "must be a JSON schema: an object, true or false"),
+    };
+    for (keyword, value) in fields {
+        let at = || format!("{at}.{}", shown(keyword));
+        match keyword.as_str() {
+            "type" if !is_type(value) => {
+                faults.invalid(at(), format!("must be one of {}, or a list of them", TYPES.join(", ")));
+            }
+            "properties" | "$defs" | "definitions" | "patternProperties" => match value {
+                Value::Object(schemas) => {
+                    for (name, schema) in schemas {
+                        look(&format!("{}.{}", at(), shown(name)), schema, root, faults);
+                    }
+                }
+                _ => faults.invalid(at(), "must be an object of schemas"),
+            },
+            "anyOf" | "oneOf" | "allOf" | "prefixItems" => match value {
+                Value::Array(schemas) if !schemas.is_empty() => {
+                    for (i, schema) in schemas.iter().enumerate() {
+                        look(&format!("{}[{i}]", at()), schema, root, faults);
+                    }
+                }
+                _ => faults.invalid(at(), "must be a list of schemas"),
+            },
+            // Older drafts have a list of schemas under `items`.
+            "items" | "additionalProperties" | "not" if !value.is_array() => look(&at(), value, root, faults),
+            "required" if !is_list_of_strings(value) => faults.invalid(at(), "must be a list of names"),
+            "enum" if value.as_array().is_none_or(Vec::is_empty) => faults.invalid(at(), "must be a list of values"),
+            "$ref" => match value.as_str().and_then(|target| target.strip_prefix('#')) {
+                Some(pointer) if pointer.is_empty() || root.pointer(pointer).is_some() => {}
+                Some(_) => faults.invalid(at(), "leads to nothing in this schema"),
+                None => faults.invalid(at(), "must lead to a place in this schema, such as #/$defs/name"),
+            },
+            _ => {}
+        }
+    }
+}
+
+fn is_type(value: &Value) -> bool {
+    let one = |value: &Value| value.as_str().is_some_and(|name| TYPES.contains(&name));
+    match value {
+        Value::Array(names) => !names.is_empty() && names.iter().all(one),
+        other => one(other),
+    }
+}
+
+fn is_list_of_strings(value: &Value) -> bool {
+    value.as_array().is_some_and(|names| names.iter().all(Value::is_string))
+}

@@ -1,0 +1,104 @@
+//! What becomes of parameters, and what a model is asked for.
+
+use super::*;
+
+#[test]
+fn what_has_no_effect_is_named_and_what_would_change_the_answer_is_refused() {
+    let judge = |extra: Value, engine| {
+        let text = body(extra);
+        let mut faults = Faults::default();
+        let ignored = parameters::judge(Kind::Chat, engine, &Body::read(&text).unwrap(), &mut faults);
+        (ignored, named(&faults))
+    };
+    let asked = json!({"user": "u", "store": null, "x_new": 1, "mirostat": 2, "typical_p": 1, "min_tokens": 0, "temperature": 0.5});
+    for engine in [EngineName::Mistral, EngineName::Scripted] {
+        let (mut ignored, faults) = judge(asked.clone(), Some(engine));
+        ignored.sort();
+        assert_eq!(
+            (ignored, faults),
+            (
+                vec!["user".to_owned(), "x_new".to_owned()],
+                vec!["mirostat?".to_owned()]
+            )
+        );
+    }
+    assert_eq!(judge(asked, None), (Vec::new(), Vec::new()));
+    assert_eq!(
+        judge(json!({"modalities": ["text"]}), Some(EngineName::Mistral)).1,
+        [""; 0]
+    );
+    assert_eq!(
+        judge(json!({"modalities": ["text", "audio"]}), Some(EngineName::Mistral)).1,
+        ["modalities?"]
+    );
+}
+
+#[test]
+fn the_table_names_each_parameter_once_and_says_what_to_do_instead() {
+    for kind in [Kind::Chat, Kind::Completions, Kind::Embeddings] {
+        let mut seen = std::collections::HashSet::new();
+        for row in parameters::table(kind) {
+            assert!(seen.insert(row.name), "{} comes twice", row.name);
+            assert_eq!(
+                row.mistral == parameters::Support::Refused,
+                !row.instead.is_empty(),
+                "{}",
+                row.name
+            );
+            assert!(parameters::markdown(kind).contains(&format!("| `{}` |", row.name)));
+        }
+    }
+}
+
+#[test]
+fn a_model_is_asked_only_for_what_it_can_do() {
+    let image = |url: &str| json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]});
+    let chat = |extra: Value, can: Capabilities| {
+        let facts = ModelFacts {
+            capabilities: Some(can),
+            ..ModelFacts::default()
+        };
+        let mut faults = Faults::default();
+        ability::check_chat(&read(extra), &"m".parse().unwrap(), &facts, &mut faults);
+        named(&faults)
+    };
+    let (blind, seeing) = (
+        Capabilities::default(),
+        Capabilities {
+            vision: true,
+            ..Capabilities::default()
+        },
+    );
+    let none: [&str; 0] = [];
+    assert_eq!(chat(image("data:image/png;base64,AA=="), seeing), none);
+    assert_eq!(
+        chat(image("data:image/png;base64,AA=="), blind),
+        ["messages[0].content[0].type?"]
+    );
+    assert_eq!(
+        chat(image("https://example.org/x.png"), seeing),
+        ["messages[0].content[0].image_url.url?"]
+    );
+    assert_eq!(
+        chat(
+            json!({"tools": [function("f")], "response_format": {"type": "json_object"}}),
+            blind
+        ),
+        ["tools?", "response_format?"]
+    );
+    let mut faults = Faults::default();
+    let embedding = ModelFacts {
+        capabilities: Some(Capabilities {
+            embeddings: true,
+            ..Capabilities::default()
+        }),
+        ..ModelFacts::default()
+    };
+    ability::check_kind(Kind::Embeddings, &"m".parse().unwrap(), &embedding, &mut faults);
+    assert!(faults.is_empty());
+    ability::check_kind(Kind::Chat, &"m".parse().unwrap(), &embedding, &mut faults);
+    assert!(
+        faults.param() == Some("model") && faults.to_string().contains("`m`"),
+        "{faults}"
+    );
+}
