@@ -55,9 +55,8 @@ pub async fn run(args: &Up, config: &Config, output: &Output, signals: &mut Sign
     match found {
         Found::Running => {
             output.note("this hive is up already");
-            note_differences(args, config, output);
             let told = async {
-                Facts::of(config)?.tell(args, output);
+                tell(args, config, output)?;
                 ask(args, config, output).await
             };
             tokio::select! {
@@ -208,7 +207,7 @@ async fn foreground(
     let when_ready = async || {
         lock.take();
         if !args.once {
-            Facts::of(config)?.tell(args, output);
+            tell(args, config, output)?;
         }
         match ask(args, config, output).await {
             outcome if args.once => outcome.map(|()| Then::Stop),
@@ -295,7 +294,7 @@ async fn detached(
         return outcome;
     }
     drop(lock);
-    Facts::of(config)?.tell(args, output);
+    tell(args, config, output)?;
     tokio::select! {
         outcome = ask(args, config, output) => outcome,
         wish = signals.next() => Err(interrupted(wish)),
@@ -322,7 +321,15 @@ async fn ask(args: &Up, config: &Config, output: &Output) -> Result<(), Failure>
     jobs::stream(chat.pieces, output).await.map(drop)
 }
 
-/// Says what this command line asked for and the running hive does not have.
+/// Says how to use the hive that is up.
+fn tell(args: &Up, config: &Config, output: &Output) -> Result<(), Failure> {
+    note_differences(args, config, output);
+    Facts::of(config)?.tell(args, output);
+    Ok(())
+}
+
+/// Says what this command line asked for and the running hive does not have; also a gateway that outlived its
+/// supervisor keeps its ports.
 fn note_differences(args: &Up, config: &Config, output: &Output) {
     let (Some(supervisor), Some(gateway)) = (state::supervisor(config), state::gateway(config)) else {
         return;

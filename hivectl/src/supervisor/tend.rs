@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use secrecy::SecretString;
 use tokio::time::sleep;
 
 use super::{Event, Hive, Plan, backoff::Backoff, start_gateway};
@@ -95,7 +96,16 @@ async fn tend_worker(
             break;
         }
         began = Instant::now();
-        how = match launch::worker(config, client, &plan.programs.worker, spec, true).await {
+        let token = client.join_token(&spec.id).await;
+        // Whoever stopped it meanwhile found no process to stop.
+        if !is_wanted() {
+            break;
+        }
+        let started = token.and_then(|token| {
+            let token = SecretString::from(token.token);
+            launch::joining(config, &token, &plan.programs.worker, spec, true)
+        });
+        how = match started {
             Ok(mut running) => match launch::until_ready(client, spec, &mut running, plan.load_limit(), |_| ()).await {
                 Ok(()) => {
                     deaths_while_loading = 0;
