@@ -14,7 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wire::{RequestState, RequestView, WorkerId};
 
-use crate::db::{self, DbError};
+use crate::{
+    db::{self, DbError},
+    limits::Reservation,
+};
 
 /// Entries that may wait for a database that cannot be written; more are dropped, and counted in the log.
 const BACKLOG: usize = 100_000;
@@ -25,7 +28,13 @@ const BATCH: usize = 512;
 #[derive(Debug, Clone)]
 pub struct Books {
     writer: mpsc::UnboundedSender<Posting>,
-    running: Arc<Mutex<HashMap<String, CancellationToken>>>,
+    running: Arc<Mutex<HashMap<String, Running>>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    key_id: String,
+    cancel: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -40,6 +49,8 @@ pub struct Entry {
     view: RequestView,
     started: Instant,
     books: Books,
+    /// What the request may use of its key's limits; settled when the entry is.
+    pub reservation: Option<Reservation>,
     /// An operator wants the request to end.
     pub cancel: CancellationToken,
 }
@@ -72,18 +83,30 @@ impl Books {
         };
         self.post(&view);
         let cancel = CancellationToken::new();
-        self.lock().insert(view.id.clone(), cancel.clone());
+        let running = Running {
+            key_id: view.key_id.clone(),
+            cancel: cancel.clone(),
+        };
+        self.lock().insert(view.id.clone(), running);
         Entry {
             view,
             started: Instant::now(),
             books: self.clone(),
+            reservation: None,
             cancel,
         }
     }
 
     /// Asks a running request to end; false if none of that id runs.
     pub fn cancel(&self, id: &str) -> bool {
-        self.lock().get(id).map(CancellationToken::cancel).is_some()
+        self.lock().get(id).map(|running| running.cancel.cancel()).is_some()
+    }
+
+    /// Asks all running requests of a key to end; how many there were.
+    pub fn cancel_all_of(&self, key_id: &str) -> usize {
+        let running = self.lock();
+        let of_key = running.values().filter(|running| running.key_id == key_id);
+        of_key.map(|running| running.cancel.cancel()).count()
     }
 
     /// Requests that run or wait now.
@@ -104,7 +127,7 @@ impl Books {
         let _ = self.writer.send(Posting::Entry(Box::new(view.clone())));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,6 +171,10 @@ impl Drop for Entry {
             self.view.state = RequestState::Cancelled;
         }
         self.view.total_ms = Some(millis(self.started.elapsed()));
+        if let Some(reservation) = &mut self.reservation {
+            let tokens = [self.view.prompt_tokens, self.view.completion_tokens];
+            reservation.used(tokens.into_iter().flatten().map(i64::unsigned_abs).sum());
+        }
         self.books.lock().remove(&self.view.id);
         self.books.post(&self.view);
     }

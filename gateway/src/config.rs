@@ -406,6 +406,10 @@ impl Config {
             }
         };
         need(
+            crate::telemetry::filter(&self.log).is_ok(),
+            "log.filter: is no filter; write it like `info` or `gateway=debug,warn`",
+        );
+        need(
             self.server.max_connections > 0,
             "server.max_connections: must be at least 1",
         );

@@ -11,7 +11,12 @@ use axum::{
 };
 use wire::{ErrorBody, ErrorEnvelope};
 
-use crate::{db::DbError, scheduler::NoSlot};
+use crate::{
+    api::admission,
+    db::DbError,
+    limits::{Limit, Refusal},
+    scheduler::NoSlot,
+};
 
 /// Everything a caller can be told instead of an answer.
 #[derive(Debug)]
@@ -27,6 +32,10 @@ pub enum ApiError {
     Unauthenticated(&'static str),
     /// The credential is good but not for this.
     Forbidden(wire::Scope),
+    /// The key is not for this model.
+    ModelNotAllowed(String),
+    /// The key has used what it may.
+    Limited(Refusal),
     /// The model is not known.
     ModelNotFound(String),
     /// There is no such object.
@@ -89,7 +98,8 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::ModelNotAllowed(_) => StatusCode::FORBIDDEN,
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::ModelNotFound(_) | Self::NotFound(_) | Self::UnknownUrl(_) | Self::UnknownWorker(_) => {
                 StatusCode::NOT_FOUND
             }
@@ -114,6 +124,12 @@ impl ApiError {
             Self::WorkerLost | Self::WorkerStalled(_) | Self::WorkerFailed(_) | Self::NotAttachable(_) => {
                 "upstream_error"
             }
+            // OpenAI names the unit in which too much was asked.
+            Self::Limited(refusal) => match refusal.limit {
+                Limit::TokenBudget => "insufficient_quota",
+                Limit::TokensPerMinute | Limit::TokensPerDay => "tokens",
+                Limit::RequestsPerMinute | Limit::ConcurrentRequests => "requests",
+            },
             _ if self.status().is_client_error() => "invalid_request_error",
             _ => "server_error",
         }
@@ -125,6 +141,9 @@ impl ApiError {
             Self::Invalid { .. } | Self::WrongHost { .. } | Self::BodyTimeout(_) => "invalid_request",
             Self::Unauthenticated(_) => "invalid_api_key",
             Self::Forbidden(_) => "insufficient_scope",
+            Self::ModelNotAllowed(_) => "model_not_allowed",
+            Self::Limited(refusal) if refusal.limit == Limit::TokenBudget => "insufficient_quota",
+            Self::Limited(_) => "rate_limit_exceeded",
             Self::ModelNotFound(_) | Self::NoSlot(NoSlot::UnknownModel, _) => "model_not_found",
             Self::NotFound(_) => "not_found",
             Self::UnknownUrl(_) => "unknown_url",
@@ -155,6 +174,10 @@ impl ApiError {
             Self::Invalid { message, .. } => message.clone(),
             Self::Unauthenticated(why) => (*why).to_owned(),
             Self::Forbidden(scope) => format!("This key lacks the scope `{}`. Use a key that has it.", scope.as_str()),
+            Self::ModelNotAllowed(model) => {
+                format!("This key is not for the model `{model}`. GET /v1/models lists those it is for.")
+            }
+            Self::Limited(refusal) => limited(refusal),
             Self::ModelNotFound(model) | Self::NoSlot(NoSlot::UnknownModel, model) => {
                 format!("The model `{model}` does not exist here. GET /v1/models lists those that do.")
             }
@@ -212,7 +235,9 @@ impl ApiError {
     pub fn envelope(&self) -> ErrorEnvelope {
         let param = match self {
             Self::Invalid { param, .. } => param.clone(),
-            Self::ModelNotFound(_) | Self::NoSlot(NoSlot::UnknownModel, _) => Some("model".to_owned()),
+            Self::ModelNotFound(_) | Self::ModelNotAllowed(_) | Self::NoSlot(NoSlot::UnknownModel, _) => {
+                Some("model".to_owned())
+            }
             Self::Upstream(_, body) => body.param.clone(),
             _ => None,
         };
@@ -239,7 +264,17 @@ impl ApiError {
             Self::NoSlot(NoSlot::Loading | NoSlot::NoWorker, _) => Some(3),
             Self::NoSlot(..) | Self::ShuttingDown => Some(2),
             Self::Storage(_) => Some(5),
+            Self::Limited(refusal) => u8::try_from(refusal.retry_after.as_secs_f64().ceil() as u64).ok(),
             _ => None,
+        }
+    }
+
+    /// Whether the same request would fare no better in a minute.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Cancelled | Self::DeadlineExceeded => true,
+            Self::Limited(refusal) => matches!(refusal.limit, Limit::TokenBudget | Limit::TokensPerDay),
+            _ => false,
         }
     }
 
@@ -264,6 +299,31 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
+/// Which limit was met, and what is left of it.
+fn limited(refusal: &Refusal) -> String {
+    let Refusal { most, left, asked, .. } = refusal;
+    match refusal.limit {
+        Limit::RequestsPerMinute => {
+            format!("Rate limit reached: this key may send {most} requests per minute. Slow down.")
+        }
+        Limit::ConcurrentRequests => {
+            format!("Rate limit reached: this key may have {most} requests running at a time. Wait for one to end.")
+        }
+        Limit::TokensPerMinute => format!(
+            "Rate limit reached: this key may use {most} tokens per minute, {left} are left, and this request may need {asked}. \
+             Slow down, or ask for less with max_tokens."
+        ),
+        Limit::TokensPerDay => format!(
+            "Rate limit reached: this key may use {most} tokens per day (UTC), {left} are left, and this request may need {asked}. \
+             Try again tomorrow, or ask for less with max_tokens."
+        ),
+        Limit::TokenBudget => format!(
+            "You exceeded your current quota: this key has a budget of {most} tokens, {left} are left, and this request may \
+             need {asked}. Ask the operator for more, or for less with max_tokens."
+        ),
+    }
+}
+
 /// What the access log says of a request that failed; rides in the response's extensions.
 #[derive(Debug, Clone)]
 pub struct Failed {
@@ -271,6 +331,12 @@ pub struct Failed {
     pub code: String,
     /// The cause chain, if there is more to say.
     pub cause: Option<String>,
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Limited(refusal)
+    }
 }
 
 impl From<DbError> for ApiError {
@@ -291,6 +357,15 @@ impl IntoResponse for ApiError {
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Self::Limited(refusal) = &self {
+            admission::tell(&refusal.standing, response.headers_mut());
+        }
+        if self.is_final() {
+            // SDKs send 409, 429 and 504 again by themselves: here that would undo what was asked for, or be in vain.
+            response
+                .headers_mut()
+                .insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response.extensions_mut().insert(Failed {
             code: self.code().to_owned(),

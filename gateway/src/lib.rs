@@ -2,7 +2,7 @@
 //!
 //! The story of a request, room by room: [`server`] accepts the connection; [`router`] gives the request an
 //! id and a log line and finds its handler in [`api`], whose arguments are its locks, answered by [`auth`];
-//! the handler reads what it needs of the body and opens an entry in the [`books`]; [`scheduler`] gives a
+//! the handler reads what it needs of the body, reserves it with the key's [`limits`] and opens an entry in the [`books`]; [`scheduler`] gives a
 //! lease on a slot of a worker that [`registry`] knows to be alive; [`relay`] takes lease and body there
 //! and the events back. When the client leaves, dropping the response closes the upstream connection, gives
 //! the slot back and settles the entry.
@@ -14,6 +14,7 @@ pub mod config;
 pub mod db;
 pub mod error;
 pub mod leftover;
+pub mod limits;
 pub mod registry;
 pub mod relay;
 pub mod router;

@@ -76,8 +76,10 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::join_tokens::create))
         .routes(routes!(api::models::list_all))
         .routes(routes!(api::keys::list, api::keys::create))
-        .routes(routes!(api::keys::revoke))
+        .routes(routes!(api::keys::show, api::keys::revoke))
+        .routes(routes!(api::keys::rotate))
         .routes(routes!(api::requests::list))
+        .routes(routes!(api::usage::list))
         .routes(routes!(api::requests::cancel))
         .routes(routes!(api::health::live))
         .routes(routes!(api::health::ready))
@@ -109,6 +111,12 @@ pub fn data_plane(state: AppState) -> Router {
                 "openai-processing-ms",
                 "x-hive-worker",
                 "x-hive-ignored-params",
+                "x-ratelimit-limit-requests",
+                "x-ratelimit-remaining-requests",
+                "x-ratelimit-reset-requests",
+                "x-ratelimit-limit-tokens",
+                "x-ratelimit-remaining-tokens",
+                "x-ratelimit-reset-tokens",
             ]
             .map(header::HeaderName::from_static),
         )

@@ -13,7 +13,7 @@ use std::{
 };
 
 use secrecy::ExposeSecret as _;
-use wire::{GatewayRun, ProcessMark, Scope};
+use wire::{GatewayRun, NewKey, ProcessMark, Scope};
 
 use crate::{
     api::workers::restore_attached,
@@ -21,9 +21,11 @@ use crate::{
     books::Books,
     config::Config,
     db::{self, DbError},
+    limits::{self, Meters},
     registry::{
         members::{Event, Limits},
         probe,
+        resolver::Resolver,
     },
     relay::upstream::{Retries, Upstream},
     router,
@@ -78,19 +80,26 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
         let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
         let retries = Arc::<Retries>::default();
         for (number, listener) in data.into_iter().enumerate() {
-            let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, retries.clone())?);
+            let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone(), retries.clone())?);
             data_thread(number, listener, state, limits.clone())?;
         }
-        let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, retries)?);
+        let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone(), retries)?);
         let probes = tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone()));
         let sweeps = tokio::spawn(sweep(hive.clone()));
+        let uses = tokio::spawn(note_uses(hive.clone()));
+        // It outlives the data plane's drain: workers that are not heard of any more would count as lost.
+        let control_lifecycle = Lifecycle::default();
         for listener in control {
-            tokio::spawn(serve(listener, router::control_plane(state.clone()), limits.clone(), hive.lifecycle.clone()));
+            tokio::spawn(serve(listener, router::control_plane(state.clone()), limits.clone(), control_lifecycle.clone()));
         }
         tracing::info!(data = mark.run.data_url, control = mark.run.control_url, threads, home = %hive.home.display(), "ready");
         hive.lifecycle.run(&hive.config, signals).await;
+        control_lifecycle.end().await;
         sweeps.abort();
         probes.abort();
+        uses.abort();
+        // Only for the record: whoever looks at the key later.
+        let _ = hive.keyring.note_uses(&hive.db).await;
         hive.books.flush().await;
         hive.db.close().await;
         tracing::info!("stopped");
@@ -122,7 +131,12 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
     if keyring.is_empty() {
         let file = keys.join("admin");
         let key = first_admin_key(&file).map_err(at_home)?;
-        let view = keyring.add(&db, &key, "first admin key", &[Scope::Admin]).await?;
+        let first = NewKey {
+            name: "first admin key".into(),
+            scopes: vec![Scope::Admin],
+            ..NewKey::default()
+        };
+        let view = keyring.add(&db, &key, first).await?;
         tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
     }
     let queue = QueueLimits {
@@ -140,14 +154,18 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
     }
     let credentials = Credentials::new(db::workers::credentials(&db).await?);
     let lifecycle = Lifecycle::default();
+    let meters = Meters::new(db::requests::used(&db, limits::today()).await?);
+    let resolver = Arc::new(Resolver::new(config.registry.allowed_cidrs.clone()));
     let hive = Hive {
         config,
         home,
         books: Books::open(db.clone()),
         db,
         keyring,
+        meters: Arc::new(meters),
         dispatcher,
         credentials,
+        resolver,
         lifecycle,
         lock,
     };
@@ -210,6 +228,19 @@ async fn sweep(hive: Arc<Hive>) {
     loop {
         tick.tick().await;
         let _ = hive.dispatcher.apply(Event::Swept);
+    }
+}
+
+async fn note_uses(hive: Arc<Hive>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        tick.tick().await;
+        if let Err(error) = hive.keyring.note_uses(&hive.db).await {
+            tracing::warn!(
+                cause = crate::error::chain(&error),
+                "when keys were last used could not be noted"
+            );
+        }
     }
 }
 

@@ -59,6 +59,13 @@ impl Lifecycle {
             () = tokio::time::sleep(config.server.drain_timeout) => tracing::warn!("the drain time is over; running answers are cut"),
             () = signals.next() => tracing::warn!("a second signal; running answers are cut"),
         }
+        self.end().await;
+    }
+
+    /// Closes what is open, now.
+    pub async fn end(&self) {
+        self.drain.cancel();
+        self.connections.close();
         self.cut.cancel();
         // Long enough for every stream to write its last event.
         let last = std::time::Duration::from_millis(500);

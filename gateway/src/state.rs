@@ -12,8 +12,8 @@ use subtle::ConstantTimeEq as _;
 use wire::WorkerId;
 
 use crate::{
-    auth::keyring::Keyring, books::Books, config::Config, relay::upstream::Upstream, scheduler::Dispatcher,
-    shutdown::Lifecycle,
+    auth::keyring::Keyring, books::Books, config::Config, limits::Meters, registry::resolver::Resolver,
+    relay::upstream::Upstream, scheduler::Dispatcher, shutdown::Lifecycle,
 };
 
 /// What one thread's handlers share: the hive, and this thread's own connections to workers.
@@ -35,12 +35,16 @@ pub struct Hive {
     pub db: SqlitePool,
     /// API keys.
     pub keyring: Keyring,
+    /// What keys have used of their limits.
+    pub meters: Arc<Meters>,
     /// Workers, slots and queues.
     pub dispatcher: Arc<Dispatcher>,
     /// The record of requests.
     pub books: Books,
     /// HMACs of the workers' own credentials.
     pub credentials: Credentials,
+    /// The addresses of attached servers that are known by name.
+    pub resolver: Arc<Resolver>,
     /// Whether we are going down.
     pub lifecycle: Lifecycle,
     /// Held as long as we run: one gateway to a state folder.
@@ -77,6 +81,13 @@ impl Credentials {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id.as_str().to_owned(), hmac);
+    }
+
+    /// Whether this is the credential of any worker.
+    pub fn knows(&self, hmac: &str) -> bool {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.values()
+            .any(|stored| stored.as_bytes().ct_eq(hmac.as_bytes()).into())
     }
 
     /// Whether this is the worker's credential.

@@ -17,7 +17,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{
     config::{Log, LogFormat},
@@ -27,9 +27,14 @@ use crate::{
 /// The header that carries the request id both ways.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What to log; a filter that does not parse is an error.
+pub fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(&log.filter)
+}
+
 /// Starts the log; a filter that does not parse is an error.
-pub fn init(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::builder().parse(&log.filter)?;
+pub fn init(log: &Log) -> Result<(), ParseError> {
+    let filter = filter(log)?;
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Human => false,

@@ -5,7 +5,7 @@
     reason = "the comments are help texts, and flags are bools"
 )]
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -76,9 +76,11 @@ pub enum Command {
     Jobs(JobsCommand),
     /// Talk with a model
     Chat(Chat),
-    /// Make, list and revoke API keys
+    /// Make, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Say how many requests and tokens each key has used
+    Usage(Usage),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -360,28 +362,86 @@ pub struct Chat {
     pub model: Option<ModelName>,
 }
 
+/// `hivectl usage`.
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// Of this key alone, by its public id: the eight characters after `hvk_`
+    #[arg(long, value_name = "ID")]
+    pub key: Option<String>,
+    /// Of this model alone
+    #[arg(long)]
+    pub model: Option<ModelName>,
+    /// Of how many days (UTC), today included
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3660))]
+    pub days: u32,
+}
+
 /// `hivectl keys …`.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
     /// Make a key and print it, the only time it is shown
-    Create {
-        /// What it is for
-        name: String,
-        /// What it may do; may be repeated: infer, models:read, metrics:read, admin
-        #[arg(long = "scope", value_name = "SCOPE", value_parser = scope, default_values = ["infer", "models:read"])]
-        scopes: Vec<Scope>,
-    },
+    Create(CreateKey),
     /// List the keys, without their secrets
     List,
-    /// Revoke a key
+    /// Show one key, without its secret
+    Show {
+        /// Its public id: the eight characters after `hvk_`
+        id: String,
+    },
+    /// Make a second key on the same terms and print it; the old one stays good for a while
+    Rotate {
+        /// The old one's public id: the eight characters after `hvk_`
+        id: String,
+        /// How long the old key stays good, such as 1h or 0s
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "24h")]
+        grace: Duration,
+    },
+    /// Revoke a key at once, and cancel what runs with it
     Revoke {
         /// Its public id: the eight characters after `hvk_`
         id: String,
     },
 }
 
+/// `hivectl keys create`.
+#[derive(Debug, Args)]
+pub struct CreateKey {
+    /// What it is for
+    pub name: String,
+    /// What it may do; may be repeated: infer, models:read, admin, metrics:read, worker:join, audit:read
+    #[arg(long = "scope", value_name = "SCOPE", value_parser = scope, default_values = ["infer", "models:read"])]
+    pub scopes: Vec<Scope>,
+    /// Who holds it
+    #[arg(long)]
+    pub owner: Option<String>,
+    /// A model it may call; may be repeated; none: all
+    #[arg(long = "model", value_name = "MODEL")]
+    pub models: Vec<ModelName>,
+    /// How long it is good for, such as 12h or 90d [default: until it is revoked]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub expires: Option<Duration>,
+    /// Requests in any minute
+    #[arg(long, value_name = "N")]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers in any minute
+    #[arg(long, value_name = "N")]
+    pub tokens_per_minute: Option<u64>,
+    /// Tokens of prompts and answers in a day (UTC)
+    #[arg(long, value_name = "N")]
+    pub tokens_per_day: Option<u64>,
+    /// Requests at a time
+    #[arg(long, value_name = "N")]
+    pub concurrent_requests: Option<u32>,
+    /// Tokens of prompts and answers in all
+    #[arg(long, value_name = "N")]
+    pub token_budget: Option<u64>,
+    /// Believe its holder when it names the person it asks for (Open WebUI does)
+    #[arg(long)]
+    pub trusted: bool,
+}
+
 fn scope(text: &str) -> Result<Scope, String> {
-    Scope::parse(text).ok_or_else(|| "a scope is one of infer, models:read, metrics:read, admin".to_owned())
+    Scope::parse(text).ok_or_else(|| format!("a scope is one of {}", Scope::ALL.map(Scope::as_str).join(", ")))
 }
 
 #[cfg(test)]

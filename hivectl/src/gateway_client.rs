@@ -14,7 +14,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use wire::{
-    Attach, CreatedKey, GatewayRun, JoinToken, KeyView, NewJoinToken, NewKey, RequestView, WorkerId, WorkerView,
+    Attach, CreatedKey, GatewayRun, JoinToken, KeyView, ModelName, NewJoinToken, NewKey, RequestView, RotateKey,
+    UsageRow, WorkerId, WorkerView,
 };
 
 pub use self::answer::{Chat, Piece};
@@ -169,6 +170,18 @@ impl Gateway {
         self.control(Method::GET, "/keys", None::<&()>).await
     }
 
+    /// One API key, without its secret.
+    pub async fn key(&self, id: &str) -> Result<KeyView, Failure> {
+        self.control(Method::GET, &format!("/keys/{}", segment(id)?), None::<&()>)
+            .await
+    }
+
+    /// Makes a second API key on the terms of this one.
+    pub async fn rotate_key(&self, id: &str, rotate: RotateKey) -> Result<CreatedKey, Failure> {
+        self.control(Method::POST, &format!("/keys/{}/rotate", segment(id)?), Some(&rotate))
+            .await
+    }
+
     /// Revokes an API key by its public id.
     pub async fn revoke_key(&self, id: &str) -> Result<(), Failure> {
         self.done(Method::DELETE, &format!("/keys/{}", segment(id)?)).await
@@ -178,6 +191,27 @@ impl Gateway {
     pub async fn requests(&self, limit: u32) -> Result<Vec<RequestView>, Failure> {
         self.control(Method::GET, &format!("/requests?limit={limit}"), None::<&()>)
             .await
+    }
+
+    /// Requests and tokens by key, model and day.
+    pub async fn usage(
+        &self,
+        key: Option<&str>,
+        model: Option<&ModelName>,
+        days: u32,
+    ) -> Result<Vec<UsageRow>, Failure> {
+        let days = days.to_string();
+        let wanted = [
+            ("days", Some(days.as_str())),
+            ("key", key),
+            ("model", model.map(ModelName::as_str)),
+        ];
+        let wanted = wanted.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let mut url =
+            reqwest::Url::parse("http://hive").map_err(|error| Failure::task("usage cannot be asked for", error))?;
+        url.query_pairs_mut().extend_pairs(wanted);
+        let path = format!("/usage?{}", url.query().unwrap_or_default());
+        self.control(Method::GET, &path, None::<&()>).await
     }
 
     /// Cancels a request that waits or runs.

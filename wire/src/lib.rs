@@ -4,11 +4,13 @@
 //! It never does I/O, knows no clock and no async runtime. What is not serialised does not belong here.
 
 mod control;
+mod keys;
 mod names;
 mod run;
 mod worker;
 
 pub use control::*;
+pub use keys::*;
 pub use names::*;
 pub use run::*;
 pub use worker::*;

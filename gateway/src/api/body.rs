@@ -22,21 +22,24 @@ pub struct Json<T>(pub T);
 impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let bytes = read(request.into_body(), CONTROL_LIMIT, state).await?;
-        // Left to itself, serde takes a list of values for the fields in their order.
-        if !bytes.trim_ascii_start().starts_with(b"{") {
-            return Err(ApiError::Invalid {
-                message: "The body must be a JSON object.".into(),
-                param: None,
-            });
-        }
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| ApiError::Invalid {
-                message: format!("The body does not fit: {error}."),
-                param: None,
-            })
+        json(request.into_body(), state).await.map(Self)
     }
+}
+
+/// A body of the control plane as JSON of one type, for handlers that look at the credential first.
+pub async fn json<T: DeserializeOwned>(body: Body, state: &AppState) -> Result<T, ApiError> {
+    let bytes = read(body, CONTROL_LIMIT, state).await?;
+    // Left to itself, serde takes a list of values for the fields in their order.
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(ApiError::Invalid {
+            message: "The body must be a JSON object.".into(),
+            param: None,
+        });
+    }
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::Invalid {
+        message: format!("The body does not fit: {error}."),
+        param: None,
+    })
 }
 
 /// The whole body, if it is not too large and comes in time.

@@ -12,7 +12,10 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use wire::ModelName;
 
-use super::body::{self, DATA_LIMIT};
+use super::{
+    admission::{self, Admitted},
+    body::{self, DATA_LIMIT},
+};
 use crate::{
     auth::caller::Caller,
     error::ApiError,
@@ -67,21 +70,32 @@ pub async fn create(
     } else {
         correlation_id.clone()
     };
-    let entry = state.books.admit(&id, &identity.key_id, request.model.as_str());
+    let Admitted { entry, standing } = admission::admit(
+        &state,
+        &identity,
+        &id,
+        &request.model,
+        bytes.len(),
+        request.answer_limit(),
+    )?;
     let call = relay::Call {
         body: request.for_worker(),
         include_usage: request.include_usage,
         model: request.model,
-        key_id: identity.key_id,
+        key_id: identity.id.clone(),
         correlation_id: correlation_id.to_string(),
         deadline,
         log,
     };
-    if request.stream {
-        relay::stream(state, call, entry).await
+    let mut response = if request.stream {
+        relay::stream(state, call, entry).await?
     } else {
-        relay::whole(state, call, entry).await
+        relay::whole(state, call, entry).await?
+    };
+    if let Some(standing) = standing {
+        admission::tell(&standing, response.headers_mut());
     }
+    Ok(response)
 }
 
 fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
@@ -169,6 +183,16 @@ impl<'a> ChatRequest<'a> {
             stream,
             include_usage,
         })
+    }
+
+    /// The most tokens it wants for an answer, if it says so; the worker judges the value.
+    fn answer_limit(&self) -> Option<u32> {
+        let limit = |name| {
+            self.fields
+                .get(name)
+                .and_then(|raw| serde_json::from_str(raw.get()).ok())
+        };
+        limit("max_completion_tokens").or_else(|| limit("max_tokens"))
     }
 
     /// The body for a worker: every field as it came, but always a stream and always with usage.

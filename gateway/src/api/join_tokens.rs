@@ -1,11 +1,11 @@
 //! Join tokens: single use, at most 15 minutes, exchanged by a worker for a credential of its own.
 
 use axum::{Json, extract::State, http::StatusCode};
-use wire::{JoinToken, NewJoinToken};
+use wire::{JoinToken, NewJoinToken, Scope};
 
 use super::body;
 use crate::{
-    auth::{api_key, caller::Operator},
+    auth::{api_key, caller::Inviter},
     db,
     error::ApiError,
     state::AppState,
@@ -24,12 +24,16 @@ const LONGEST_S: u32 = 900;
 ))]
 pub async fn create(
     State(state): State<AppState>,
-    _: Operator,
+    Inviter(inviter): Inviter,
     body::Json(new): body::Json<NewJoinToken>,
 ) -> Result<(StatusCode, Json<JoinToken>), ApiError> {
     let ttl = new.ttl_s.unwrap_or(LONGEST_S);
     if !(1..=LONGEST_S).contains(&ttl) {
         return Err(ApiError::invalid("ttl_s", "`ttl_s` must be between 1 and 900 seconds."));
+    }
+    // A bound token takes an id over from a live worker: that is running the hive, not joining it.
+    if new.worker_id.is_some() && !inviter.allows(Scope::Admin) {
+        return Err(ApiError::Forbidden(Scope::Admin));
     }
     let token = format!("hvj_{}", api_key::random(40));
     let now = crate::now_ms();

@@ -1,14 +1,19 @@
-//! API keys: make, list, revoke. A key's text is in the one answer that made it and nowhere else.
+//! API keys: make, list, rotate, revoke. A key's text is in the one answer that made it and nowhere else.
 
 use axum::{
     Json,
     extract::{Path, State},
     http::StatusCode,
 };
-use wire::{CreatedKey, KeyView, NewKey};
+use wire::{CreatedKey, KeyView, NewKey, RotateKey, Scope};
 
 use super::body;
-use crate::{auth::caller::Operator, db, error::ApiError, state::AppState};
+use crate::{auth::caller::Operator, error::ApiError, state::AppState};
+
+/// The longest name of a key or of its owner, in characters.
+const LONGEST_LABEL: usize = 100;
+/// How long a rotated key stays good if nobody says otherwise, in seconds.
+const GRACE_S: u64 = 24 * 3600;
 
 /// Make a key.
 #[utoipa::path(post, path = "/control/v1/keys", tag = "keys", request_body = NewKey, responses(
@@ -23,21 +28,49 @@ pub async fn create(
     _: Operator,
     body::Json(new): body::Json<NewKey>,
 ) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
-    if new.name.trim().is_empty() || new.name.chars().count() > 100 || new.name.chars().any(char::is_control) {
-        return Err(ApiError::invalid(
-            "name",
-            "`name` must have 1 to 100 printable characters.",
-        ));
-    }
-    if new.scopes.is_empty() {
-        return Err(ApiError::invalid(
-            "scopes",
-            "`scopes` is empty. Name at least one: infer, models:read, metrics:read, admin.",
-        ));
-    }
-    let (key, view) = state.keyring.create(&state.db, &new.name, &new.scopes).await?;
+    check(&new)?;
+    let (key, view) = state.keyring.create(&state.db, new).await?;
     tracing::info!(key = view.id, "a key was made");
     Ok((StatusCode::CREATED, Json(CreatedKey { key, view })))
+}
+
+fn check(new: &NewKey) -> Result<(), ApiError> {
+    let is_label = |text: &str| {
+        !text.trim().is_empty() && text.chars().count() <= LONGEST_LABEL && !text.chars().any(char::is_control)
+    };
+    if !is_label(&new.name) {
+        let message = format!("`name` must have 1 to {LONGEST_LABEL} printable characters.");
+        return Err(ApiError::invalid("name", message));
+    }
+    if new.owner.as_deref().is_some_and(|owner| !is_label(owner)) {
+        let message = format!("`owner` must have 1 to {LONGEST_LABEL} printable characters.");
+        return Err(ApiError::invalid("owner", message));
+    }
+    if new.scopes.is_empty() {
+        let message = format!(
+            "`scopes` is empty. Name at least one: {}.",
+            Scope::ALL.map(Scope::as_str).join(", ")
+        );
+        return Err(ApiError::invalid("scopes", message));
+    }
+    if new.expires_in_s == Some(0) {
+        return Err(ApiError::invalid("expires_in_s", "`expires_in_s` must be above 0."));
+    }
+    let limits = &new.limits;
+    let zeros = [
+        ("requests_per_minute", limits.requests_per_minute == Some(0)),
+        ("tokens_per_minute", limits.tokens_per_minute == Some(0)),
+        ("tokens_per_day", limits.tokens_per_day == Some(0)),
+        ("concurrent_requests", limits.concurrent_requests == Some(0)),
+        ("token_budget", limits.token_budget == Some(0)),
+    ];
+    match zeros.iter().find(|(_, is_zero)| *is_zero) {
+        Some((name, _)) => Err(ApiError::invalid(
+            &format!("limits.{name}"),
+            format!("`limits.{name}` must be above 0; leave it out for no limit."),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// List all keys, without their secrets.
@@ -50,7 +83,48 @@ pub async fn list(State(state): State<AppState>, _: Operator) -> Json<Vec<KeyVie
     Json(state.keyring.list())
 }
 
-/// Revoke a key, at once and for good.
+/// Look at one key, without its secret.
+#[utoipa::path(get, path = "/control/v1/keys/{id}", tag = "keys",
+    params(("id" = String, Path, description = "The key's public id")),
+    responses(
+        (status = 200, description = "The key", body = KeyView),
+        (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+        (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+        (status = 404, description = "There is no such key", body = wire::ErrorEnvelope),
+    ))]
+pub async fn show(
+    State(state): State<AppState>,
+    _: Operator,
+    Path(id): Path<String>,
+) -> Result<Json<KeyView>, ApiError> {
+    state.keyring.show(&id).map(Json).ok_or_else(unknown)
+}
+
+/// Make a second key on the terms of this one, which stays good for a while.
+#[utoipa::path(post, path = "/control/v1/keys/{id}/rotate", tag = "keys", request_body = RotateKey,
+    params(("id" = String, Path, description = "The key's public id")),
+    responses(
+        (status = 201, description = "The new key, shown once", body = CreatedKey),
+        (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
+        (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+        (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+        (status = 404, description = "There is no such live key", body = wire::ErrorEnvelope),
+        (status = 503, description = "The database cannot be written now", body = wire::ErrorEnvelope),
+    ))]
+pub async fn rotate(
+    State(state): State<AppState>,
+    _: Operator,
+    Path(id): Path<String>,
+    body::Json(rotate): body::Json<RotateKey>,
+) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
+    let grace_s = rotate.grace_s.unwrap_or(GRACE_S);
+    let rotated = state.keyring.rotate(&state.db, &id, grace_s).await?;
+    let (key, view) = rotated.ok_or_else(unknown)?;
+    tracing::info!(key = id, successor = view.id, grace_s, "a key was rotated");
+    Ok((StatusCode::CREATED, Json(CreatedKey { key, view })))
+}
+
+/// Revoke a key, at once and for good; its running requests are cancelled.
 #[utoipa::path(delete, path = "/control/v1/keys/{id}", tag = "keys",
     params(("id" = String, Path, description = "The key's public id")),
     responses(
@@ -65,12 +139,14 @@ pub async fn revoke(
     _: Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    if !db::keys::revoke(&state.db, &id, crate::now_ms()).await? {
-        return Err(ApiError::NotFound(
-            "key of that id; `hivectl keys list` shows them".into(),
-        ));
+    if !state.keyring.revoke(&state.db, &id).await? {
+        return Err(unknown());
     }
-    state.keyring.reload(&state.db).await?;
-    tracing::info!(key = id, "a key was revoked");
+    let cancelled = state.books.cancel_all_of(&id);
+    tracing::info!(key = id, cancelled, "a key was revoked");
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn unknown() -> ApiError {
+    ApiError::NotFound("such key; `hivectl keys list` shows those there are".into())
 }

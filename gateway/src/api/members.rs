@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use axum::{
     Extension, Json,
+    body::Body,
     extract::{Path, State},
     http::StatusCode,
 };
+use serde::de::DeserializeOwned;
 use wire::{
     Heartbeat, HeartbeatReply, Leave, ModelFacts, ModelName, Registered, Registration, WorkerId, WorkerKind,
     WorkerState,
@@ -41,9 +43,13 @@ pub async fn register(
     State(state): State<AppState>,
     Extension(Peer(peer)): Extension<Peer>,
     Bearer(bearer): Bearer,
-    body::Json(registration): body::Json<Registration>,
+    body: Body,
 ) -> Result<Json<Registered>, ApiError> {
     let hmac = state.keyring.hmac(&bearer);
+    if !state.credentials.knows(&hmac) {
+        token(&state, &hmac).await?;
+    }
+    let registration: Registration = body::json(body, &state).await?;
     let admission = admit(&state, &registration.id, &hmac).await?;
     if !(1..=MOST_SLOTS).contains(&registration.slots) {
         return Err(ApiError::invalid("slots", "`slots` must be between 1 and 1024."));
@@ -118,10 +124,7 @@ async fn admit<'a>(state: &AppState, id: &WorkerId, hmac: &'a str) -> Result<Adm
     if state.credentials.fits(id, hmac) {
         return Ok(Admission::Credential(hmac));
     }
-    match db::join_tokens::find(&state.db, hmac, crate::now_ms())
-        .await?
-        .ok_or(NOT_GOOD)?
-    {
+    match token(state, hmac).await? {
         Some(bound) if bound == id.as_str() => {}
         Some(bound) => {
             return Err(ApiError::invalid(
@@ -142,6 +145,12 @@ async fn admit<'a>(state: &AppState, id: &WorkerId, hmac: &'a str) -> Result<Adm
     Ok(Admission::Token(hmac))
 }
 
+/// The worker id that a good join token is bound to, if to any.
+async fn token(state: &AppState, hmac: &str) -> Result<Option<String>, ApiError> {
+    let found = db::join_tokens::find(&state.db, hmac, crate::now_ms()).await?;
+    found.ok_or(NOT_GOOD)
+}
+
 /// Tell that a worker lives, and how it does.
 #[utoipa::path(post, path = "/control/v1/workers/{id}/heartbeat", tag = "workers",
     params(("id" = String, Path, description = "The worker's id")), request_body = Heartbeat, responses(
@@ -154,9 +163,9 @@ pub async fn heartbeat(
     State(state): State<AppState>,
     Path(id): Path<String>,
     Bearer(bearer): Bearer,
-    body::Json(beat): body::Json<Heartbeat>,
+    body: Body,
 ) -> Result<Json<HeartbeatReply>, ApiError> {
-    let id = member(&state, &id, &bearer, beat.epoch)?;
+    let (id, beat) = member(&state, &id, &bearer, body, |beat: &Heartbeat| beat.epoch).await?;
     let facts = beat.facts.clone();
     let news = state.dispatcher.worker(&id).filter(|worker| worker.facts != facts);
     let drain = state
@@ -184,9 +193,9 @@ pub async fn leave(
     State(state): State<AppState>,
     Path(id): Path<String>,
     Bearer(bearer): Bearer,
-    body::Json(leave): body::Json<Leave>,
+    body: Body,
 ) -> Result<StatusCode, ApiError> {
-    let id = member(&state, &id, &bearer, leave.epoch)?;
+    let (id, leave) = member(&state, &id, &bearer, body, |leave: &Leave| leave.epoch).await?;
     state
         .dispatcher
         .apply(Event::Left(id.clone(), leave.epoch))
@@ -200,17 +209,29 @@ pub async fn leave(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The worker that calls. The credential of an earlier registration is answered as stale, not as unknown.
-fn member(state: &AppState, id: &str, bearer: &str, epoch: i64) -> Result<WorkerId, ApiError> {
-    let id: WorkerId = id.parse().map_err(|_| ApiError::UnknownWorker("of that name".into()))?;
+/// The worker that calls, and what it says. The credential of an earlier registration is answered as stale, not as
+/// unknown; nobody else's body is read.
+async fn member<T: DeserializeOwned>(
+    state: &AppState,
+    id: &str,
+    bearer: &str,
+    body: Body,
+    epoch: fn(&T) -> i64,
+) -> Result<(WorkerId, T), ApiError> {
+    const NOT_ITS_OWN: ApiError =
+        ApiError::Unauthenticated("This is not the worker's credential. Register with a join token.");
+    let id: WorkerId = id.parse().map_err(|_| NOT_ITS_OWN)?;
     if state.credentials.fits(&id, &state.keyring.hmac(bearer)) {
-        return Ok(id);
+        return Ok((id, body::json(body, state).await?));
     }
-    match state.dispatcher.worker(&id) {
-        Some(worker) if bearer.starts_with("hvw_") && worker.epoch > epoch => Err(ApiError::StaleEpoch),
-        _ => Err(ApiError::Unauthenticated(
-            "This is not the worker's credential. Register with a join token.",
-        )),
+    let Some(worker) = state.dispatcher.worker(&id).filter(|_| bearer.starts_with("hvw_")) else {
+        return Err(NOT_ITS_OWN);
+    };
+    let said = body::json(body, state).await?;
+    if worker.epoch > epoch(&said) {
+        Err(ApiError::StaleEpoch)
+    } else {
+        Err(NOT_ITS_OWN)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Thin handlers, one file per resource. Their arguments are their locks; the work is done in other rooms.
 
+pub mod admission;
 pub mod body;
 pub mod chat;
 pub mod health;
@@ -8,4 +9,5 @@ pub mod keys;
 pub mod members;
 pub mod models;
 pub mod requests;
+pub mod usage;
 pub mod workers;

@@ -77,12 +77,12 @@ impl From<ModelView> for Model {
     (status = 200, description = "The models that are ready", body = ModelList),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
 ))]
-pub async fn list(State(state): State<AppState>, _: Reader) -> Json<ModelList> {
+pub async fn list(State(state): State<AppState>, Reader(reader): Reader) -> Json<ModelList> {
     let ready = state
         .dispatcher
         .models()
         .into_iter()
-        .filter(|model| model.workers_ready > 0);
+        .filter(|model| model.workers_ready > 0 && reader.may_call(&model.id));
     Json(ModelList {
         object: "list",
         data: ready.map(Model::from).collect(),

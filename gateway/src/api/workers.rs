@@ -20,9 +20,9 @@ use crate::{
     db::{self, attached::AttachedRow},
     error::ApiError,
     registry::{
-        address,
         members::{Bearer, Event, Member, Target},
         probe,
+        resolver::ResolveError,
     },
     secret_file,
     state::{AppState, Hive},
@@ -94,7 +94,7 @@ pub async fn attach(
         .await
         .map_err(|why| ApiError::NotAttachable(format!("The server at {url} was not attached: {why}.")))?;
     let models = if attach.models.is_empty() {
-        listed
+        listed.unwrap_or_default()
     } else {
         attach.models
     };
@@ -222,7 +222,7 @@ fn member(row: AttachedRow, bearer: Option<Bearer>, state: WorkerState) -> Membe
     member
 }
 
-/// The server's base URL without `/v1`; a plain-HTTP name is resolved once and pinned to an address we may call.
+/// The server's base URL without `/v1`; a name is resolved once and pinned to addresses we may call.
 async fn base_url(state: &AppState, text: &str) -> Result<String, ApiError> {
     let shape = || {
         ApiError::invalid(
@@ -240,20 +240,11 @@ async fn base_url(state: &AppState, text: &str) -> Result<String, ApiError> {
         url.port_or_known_default().ok_or_else(shape)?,
     );
     let name = host.trim_start_matches('[').trim_end_matches(']');
-    let addresses: Vec<_> = tokio::net::lookup_host((name, port))
-        .await
-        .map_err(|_| {
-            ApiError::NotAttachable(format!(
-                "The name {name} cannot be resolved; check it, or use an address."
-            ))
-        })?
-        .map(|address| address.ip())
-        .collect();
-    for ip in &addresses {
-        address::check(*ip, &state.config.registry.allowed_cidrs)
-            .map_err(|error| ApiError::invalid("url", format!("{error}.")))?;
-    }
-    // With TLS the certificate binds the name to its owner, and needs the name.
+    let addresses = state.resolver.pin(name).await.map_err(|error| match error {
+        ResolveError::Address(_) => ApiError::invalid("url", format!("{error}.")),
+        ResolveError::Unknown(..) => ApiError::NotAttachable(format!("Not attached: {error}.")),
+    })?;
+    // With TLS the certificate binds the name to its owner, and needs the name; the resolver keeps its address.
     if url.scheme() == "http"
         && let Some(ip) = first_that_listens(&addresses, port, state.config.relay.connect_timeout).await
     {

@@ -11,42 +11,36 @@ use wire::Scope;
 use super::keyring::Identity;
 use crate::{error::ApiError, state::AppState};
 
-/// One who may call models.
-#[derive(Debug, Clone)]
-pub struct Caller(pub Identity);
+/// Extractors that let in whoever has a scope.
+macro_rules! locks {
+    ($($(#[$doc:meta])* $name:ident: $scope:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub struct $name(pub Identity);
 
-/// One who may list models.
-#[derive(Debug, Clone)]
-pub struct Reader(pub Identity);
+        impl FromRequestParts<AppState> for $name {
+            type Rejection = ApiError;
+            async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+                authorise(parts, state, Scope::$scope).map(Self)
+            }
+        }
+    )*};
+}
 
-/// One who may run the hive.
-#[derive(Debug, Clone)]
-pub struct Operator(pub Identity);
+locks! {
+    /// One who may call models.
+    Caller: Infer;
+    /// One who may list models.
+    Reader: ModelsRead;
+    /// One who may run the hive.
+    Operator: Admin;
+    /// One who may make join tokens for workers.
+    Inviter: WorkerJoin;
+}
 
 /// One who shows some bearer token that is not an API key: a worker that joins or is a member already.
 #[derive(Debug, Clone)]
 pub struct Bearer(pub String);
-
-impl FromRequestParts<AppState> for Caller {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        authorise(parts, state, Scope::Infer).map(Self)
-    }
-}
-
-impl FromRequestParts<AppState> for Reader {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        authorise(parts, state, Scope::ModelsRead).map(Self)
-    }
-}
-
-impl FromRequestParts<AppState> for Operator {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        authorise(parts, state, Scope::Admin).map(Self)
-    }
-}
 
 impl FromRequestParts<AppState> for Bearer {
     type Rejection = ApiError;
@@ -57,24 +51,17 @@ impl FromRequestParts<AppState> for Bearer {
 
 fn authorise(parts: &mut Parts, state: &AppState, needed: Scope) -> Result<Identity, ApiError> {
     let key = credential(&parts.headers)?;
-    let identity = state.keyring.identify(&key).ok_or(ApiError::Unauthenticated(
-        "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked.",
+    let identity = state.keyring.identify(&key, crate::now_ms()).ok_or(ApiError::Unauthenticated(
+        "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked, or expired.",
     ))?;
     if let Some(log) = parts.extensions.get::<crate::telemetry::AccessLog>() {
-        log.key(&identity.key_id);
+        log.key(&identity.id);
     }
-    if allows(&identity.scopes, needed) {
+    if identity.allows(needed) {
         Ok(identity)
     } else {
         Err(ApiError::Forbidden(needed))
     }
-}
-
-/// `admin` covers everything; who may call models may also list them.
-fn allows(scopes: &[Scope], needed: Scope) -> bool {
-    scopes.iter().any(|scope| {
-        *scope == needed || *scope == Scope::Admin || (*scope == Scope::Infer && needed == Scope::ModelsRead)
-    })
 }
 
 /// The one credential of a request, from `Authorization: Bearer` or `x-api-key`.
@@ -145,16 +132,5 @@ mod tests {
         ] {
             assert_eq!(from(none), Err("401"), "{none:?}");
         }
-    }
-
-    #[test]
-    fn admin_covers_all_and_infer_covers_listing() {
-        for needed in [Scope::Infer, Scope::ModelsRead, Scope::Admin, Scope::MetricsRead] {
-            assert!(allows(&[Scope::Admin], needed));
-        }
-        assert!(allows(&[Scope::Infer], Scope::ModelsRead));
-        assert!(!allows(&[Scope::Infer], Scope::Admin));
-        assert!(!allows(&[Scope::ModelsRead], Scope::Infer));
-        assert!(!allows(&[], Scope::ModelsRead));
     }
 }

@@ -2,32 +2,52 @@
 //!
 //! It never holds a secret, only HMACs; the database is the truth and this is its copy.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 use sqlx::SqlitePool;
 use subtle::ConstantTimeEq;
-use wire::{KeyView, Scope};
+use wire::{KeyView, NewKey};
 
 use super::{api_key, pepper::Pepper};
 use crate::db::{self, DbError, keys::KeyRow};
 
-/// Who a key belongs to and what it may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The key's public id.
-    pub key_id: String,
-    /// What it may do.
-    pub scopes: Vec<Scope>,
+/// How much later than the last note a use is noted, in milliseconds.
+const USE_STEP_MS: i64 = 60_000;
+
+/// Who calls: a key and what it may do.
+#[derive(Debug, Clone)]
+pub struct Identity(Arc<KeyView>);
+
+impl Deref for Identity {
+    type Target = KeyView;
+    fn deref(&self) -> &KeyView {
+        &self.0
+    }
 }
 
 /// All keys of the hive.
 #[derive(Debug)]
 pub struct Keyring {
     pepper: Pepper,
-    by_id: ArcSwap<HashMap<String, KeyRow>>,
+    by_id: ArcSwap<HashMap<String, Held>>,
     /// Held while the database is read again: an older reading must not replace a newer one.
     reloading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Held {
+    view: Arc<KeyView>,
+    hmac: String,
+    /// When it was last used, in Unix milliseconds; 0: not since the start.
+    used_ms: AtomicI64,
 }
 
 impl Keyring {
@@ -42,16 +62,23 @@ impl Keyring {
         Ok(ring)
     }
 
-    /// Reads the database again, after a key was made or revoked.
+    /// Reads the database again, after a key was made or changed.
     pub async fn reload(&self, db: &SqlitePool) -> Result<(), DbError> {
         let _alone = self.reloading.lock().await;
         let rows = db::keys::all(db).await?;
-        self.by_id.store(
-            rows.into_iter()
-                .map(|row| (row.view.id.clone(), row))
-                .collect::<HashMap<_, _>>()
-                .into(),
-        );
+        let before = self.by_id.load();
+        let held = |row: KeyRow| {
+            let used_ms = before
+                .get(&row.view.id)
+                .map_or(0, |held| held.used_ms.load(Ordering::Relaxed));
+            let held = Held {
+                view: Arc::new(row.view),
+                hmac: row.hmac,
+                used_ms: used_ms.into(),
+            };
+            (held.view.id.clone(), held)
+        };
+        self.by_id.store(Arc::new(rows.into_iter().map(held).collect()));
         Ok(())
     }
 
@@ -60,62 +87,131 @@ impl Keyring {
         self.by_id.load().is_empty()
     }
 
-    /// Whose key this is; `None` if it is malformed, unknown or revoked.
-    pub fn identify(&self, key: &str) -> Option<Identity> {
+    /// Whose key this is; `None` if it is malformed, unknown, revoked or expired.
+    pub fn identify(&self, key: &str, now_ms: i64) -> Option<Identity> {
         let id = api_key::public_id(key)?;
         let keys = self.by_id.load();
-        let row = keys.get(id);
+        let held = keys.get(id);
         // An unknown id is compared too, so that it costs the same.
-        let stored = row.map_or("", |row| row.hmac.as_str());
+        let stored = held.map_or("", |held| held.hmac.as_str());
         let same: bool = self.pepper.hmac(key).as_bytes().ct_eq(stored.as_bytes()).into();
-        let row = row.filter(|row| same && row.view.revoked_at_ms.is_none())?;
-        Some(Identity {
-            key_id: row.view.id.clone(),
-            scopes: row.view.scopes.clone(),
-        })
+        let held = held.filter(|held| same && held.view.is_live(now_ms))?;
+        held.used_ms.store(now_ms, Ordering::Relaxed);
+        Some(Identity(held.view.clone()))
     }
 
     /// Makes a key; its text is in no other place afterwards.
-    pub async fn create(&self, db: &SqlitePool, name: &str, scopes: &[Scope]) -> Result<(String, KeyView), DbError> {
+    pub async fn create(&self, db: &SqlitePool, new: NewKey) -> Result<(String, KeyView), DbError> {
         let key = api_key::generate();
-        let view = self.add(db, &key, name, scopes).await?;
+        let view = self.add(db, &key, new).await?;
         Ok((key, view))
     }
 
     /// Adds a well-formed key that somebody holds already.
-    pub async fn add(&self, db: &SqlitePool, key: &str, name: &str, scopes: &[Scope]) -> Result<KeyView, DbError> {
+    pub async fn add(&self, db: &SqlitePool, key: &str, new: NewKey) -> Result<KeyView, DbError> {
         let id = api_key::public_id(key).unwrap_or_default().to_owned();
-        let mut scopes = scopes.to_vec();
+        let now_ms = crate::now_ms();
+        let mut scopes = new.scopes;
         scopes.sort_unstable();
         scopes.dedup();
         let view = KeyView {
+            family: id.clone(),
             id,
-            name: name.to_owned(),
+            name: new.name,
             scopes,
-            created_at_ms: crate::now_ms(),
+            owner: new.owner,
+            models: new.models,
+            limits: new.limits,
+            trusted: new.trusted,
+            created_at_ms: now_ms,
+            expires_at_ms: new.expires_in_s.map(|s| later(now_ms, s)),
+            last_used_at_ms: None,
             revoked_at_ms: None,
         };
-        db::keys::insert(
-            db,
-            &KeyRow {
-                view: view.clone(),
-                hmac: self.pepper.hmac(key),
-            },
-        )
-        .await?;
+        let hmac = self.pepper.hmac(key);
+        let row = KeyRow { view, hmac };
+        db::keys::insert(&mut *db.acquire().await?, &row).await?;
         self.reload(db).await?;
-        Ok(view)
+        Ok(row.view)
+    }
+
+    /// Makes a second key on the terms of a live one, which expires after `grace_s` seconds; `None` if there is no such
+    /// live key.
+    pub async fn rotate(&self, db: &SqlitePool, id: &str, grace_s: u64) -> Result<Option<(String, KeyView)>, DbError> {
+        let now_ms = crate::now_ms();
+        let held = self.by_id.load().get(id).map(|held| held.view.clone());
+        let Some(old) = held.filter(|view| view.is_live(now_ms)) else {
+            return Ok(None);
+        };
+        let key = api_key::generate();
+        let view = KeyView {
+            id: api_key::public_id(&key).unwrap_or_default().to_owned(),
+            created_at_ms: now_ms,
+            last_used_at_ms: None,
+            ..(*old).clone()
+        };
+        let hmac = self.pepper.hmac(&key);
+        let row = KeyRow { view, hmac };
+        let mut transaction = db.begin().await?;
+        db::keys::insert(&mut transaction, &row).await?;
+        db::keys::expire(&mut transaction, id, later(now_ms, grace_s)).await?;
+        transaction.commit().await?;
+        self.reload(db).await?;
+        Ok(Some((key, row.view)))
+    }
+
+    /// Revokes a key at once; false if there is no such key.
+    pub async fn revoke(&self, db: &SqlitePool, id: &str) -> Result<bool, DbError> {
+        let known = db::keys::revoke(&mut *db.acquire().await?, id, crate::now_ms()).await?;
+        self.reload(db).await?;
+        Ok(known)
     }
 
     /// All keys, the oldest first, without secrets.
     pub fn list(&self) -> Vec<KeyView> {
-        let mut views: Vec<_> = self.by_id.load().values().map(|row| row.view.clone()).collect();
+        let keys = self.by_id.load();
+        let mut views: Vec<_> = keys.values().map(Held::shown).collect();
         views.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
         views
+    }
+
+    /// One key without its secret.
+    pub fn show(&self, id: &str) -> Option<KeyView> {
+        self.by_id.load().get(id).map(Held::shown)
+    }
+
+    /// Writes down when keys were last used, those that a minute or more has passed for.
+    pub async fn note_uses(&self, db: &SqlitePool) -> Result<(), DbError> {
+        let uses: Vec<_> = self.by_id.load().values().filter_map(Held::unnoted_use).collect();
+        if uses.is_empty() {
+            return Ok(());
+        }
+        db::keys::used(db, &uses).await?;
+        self.reload(db).await
     }
 
     /// The HMAC of another secret of the hive: a join token, a worker's credential.
     pub fn hmac(&self, secret: &str) -> String {
         self.pepper.hmac(secret)
     }
+}
+
+impl Held {
+    fn shown(&self) -> KeyView {
+        let mut view = (*self.view).clone();
+        view.last_used_at_ms = view.last_used_at_ms.max(self.unnoted_use().map(|(_, at_ms)| at_ms));
+        view
+    }
+
+    fn unnoted_use(&self) -> Option<(String, i64)> {
+        let (used_ms, noted_ms) = (
+            self.used_ms.load(Ordering::Relaxed),
+            self.view.last_used_at_ms.unwrap_or(0),
+        );
+        (used_ms >= noted_ms + USE_STEP_MS).then(|| (self.view.id.clone(), used_ms))
+    }
+}
+
+fn later(now_ms: i64, seconds: u64) -> i64 {
+    now_ms.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000))
 }

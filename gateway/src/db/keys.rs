@@ -1,6 +1,6 @@
 //! Table `keys`: API keys without their secrets.
 
-use sqlx::{Row, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 use wire::{KeyView, Scope};
 
 use super::DbError;
@@ -16,49 +16,89 @@ pub struct KeyRow {
 
 /// All keys, the oldest first.
 pub async fn all(db: &SqlitePool) -> Result<Vec<KeyRow>, DbError> {
-    let rows =
-        sqlx::query("SELECT id, name, scopes, hmac, created_at_ms, revoked_at_ms FROM keys ORDER BY created_at_ms, id")
-            .fetch_all(db)
-            .await?;
-    rows.iter()
-        .map(|row| {
-            let scopes: String = row.get("scopes");
-            let scopes: Option<Vec<Scope>> = scopes.split(' ').filter(|s| !s.is_empty()).map(Scope::parse).collect();
-            let view = KeyView {
-                id: row.get("id"),
-                name: row.get("name"),
-                scopes: scopes.ok_or(DbError::Row("keys"))?,
-                created_at_ms: row.get("created_at_ms"),
-                revoked_at_ms: row.get("revoked_at_ms"),
-            };
-            Ok(KeyRow {
-                view,
-                hmac: row.get("hmac"),
-            })
-        })
-        .collect()
+    let rows = sqlx::query("SELECT * FROM keys ORDER BY created_at_ms, id")
+        .fetch_all(db)
+        .await?;
+    rows.iter().map(row).collect()
+}
+
+fn row(row: &sqlx::sqlite::SqliteRow) -> Result<KeyRow, DbError> {
+    let unreadable = || DbError::Row("keys");
+    let (scopes, models, limits): (String, String, String) = (row.get("scopes"), row.get("models"), row.get("limits"));
+    let scopes: Option<Vec<Scope>> = scopes.split(' ').filter(|s| !s.is_empty()).map(Scope::parse).collect();
+    let view = KeyView {
+        id: row.get("id"),
+        name: row.get("name"),
+        scopes: scopes.ok_or_else(unreadable)?,
+        owner: row.get("owner"),
+        models: serde_json::from_str(&models).map_err(|_| unreadable())?,
+        limits: serde_json::from_str(&limits).map_err(|_| unreadable())?,
+        trusted: row.get::<i64, _>("trusted") != 0,
+        family: row.get("family"),
+        created_at_ms: row.get("created_at_ms"),
+        expires_at_ms: row.get("expires_at_ms"),
+        last_used_at_ms: row.get("last_used_at_ms"),
+        revoked_at_ms: row.get("revoked_at_ms"),
+    };
+    let hmac = row.get("hmac");
+    Ok(KeyRow { view, hmac })
 }
 
 /// Adds a key.
-pub async fn insert(db: &SqlitePool, key: &KeyRow) -> Result<(), DbError> {
-    let scopes: Vec<&str> = key.view.scopes.iter().map(|scope| scope.as_str()).collect();
-    sqlx::query("INSERT INTO keys (id, name, scopes, hmac, created_at_ms) VALUES ($1, $2, $3, $4, $5)")
-        .bind(&key.view.id)
-        .bind(&key.view.name)
-        .bind(scopes.join(" "))
-        .bind(&key.hmac)
-        .bind(key.view.created_at_ms)
-        .execute(db)
-        .await?;
+pub async fn insert(db: &mut SqliteConnection, key: &KeyRow) -> Result<(), DbError> {
+    let view = &key.view;
+    let scopes: Vec<&str> = view.scopes.iter().map(|scope| scope.as_str()).collect();
+    let json = |error: serde_json::Error| sqlx::Error::Encode(error.into());
+    sqlx::query(
+        "INSERT INTO keys (id, name, scopes, hmac, owner, models, limits, trusted, family, created_at_ms, expires_at_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    )
+    .bind(&view.id)
+    .bind(&view.name)
+    .bind(scopes.join(" "))
+    .bind(&key.hmac)
+    .bind(&view.owner)
+    .bind(serde_json::to_string(&view.models).map_err(json)?)
+    .bind(serde_json::to_string(&view.limits).map_err(json)?)
+    .bind(i64::from(view.trusted))
+    .bind(&view.family)
+    .bind(view.created_at_ms)
+    .bind(view.expires_at_ms)
+    .execute(db)
+    .await?;
     Ok(())
 }
 
 /// Revokes a key; the first revocation's time stays. False if there is no such key.
-pub async fn revoke(db: &SqlitePool, id: &str, now_ms: i64) -> Result<bool, DbError> {
+pub async fn revoke(db: &mut SqliteConnection, id: &str, now_ms: i64) -> Result<bool, DbError> {
     let done = sqlx::query("UPDATE keys SET revoked_at_ms = COALESCE(revoked_at_ms, $2) WHERE id = $1")
         .bind(id)
         .bind(now_ms)
         .execute(db)
         .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Lets a key expire at this time, unless it does so sooner.
+pub async fn expire(db: &mut SqliteConnection, id: &str, at_ms: i64) -> Result<(), DbError> {
+    sqlx::query("UPDATE keys SET expires_at_ms = $2 WHERE id = $1 AND (expires_at_ms IS NULL OR expires_at_ms > $2)")
+        .bind(id)
+        .bind(at_ms)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Notes when keys were last used.
+pub async fn used(db: &SqlitePool, uses: &[(String, i64)]) -> Result<(), DbError> {
+    let mut transaction = db.begin().await?;
+    for (id, at_ms) in uses {
+        sqlx::query("UPDATE keys SET last_used_at_ms = $2 WHERE id = $1")
+            .bind(id)
+            .bind(at_ms)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
 }

@@ -9,15 +9,28 @@ pub mod models;
 pub mod requests;
 pub mod workers;
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::FutureExt as _;
 use sqlx::{
-    Row, SqlitePool,
+    ConnectOptions as _, Connection as _, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 /// The oldest SQLite whose WAL mode holds what we promise.
 const OLDEST_SQLITE: (u32, u32, u32) = (3, 51, 3);
+
+/// Connections to the file; SQLite has one writer whatever their number.
+const CONNECTIONS: u32 = 4;
 
 /// Why the database could not be opened or asked.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +60,9 @@ pub enum DbError {
 }
 
 /// Opens the database in WAL mode with durable commits, creating and migrating it as needed.
+///
+/// While the file is away, or another one is in its place, nothing can be written: what goes to a file that nobody finds
+/// again is lost. All connections are made now and kept, for a connection to another file would mix the two.
 pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -55,12 +71,22 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5));
+    let first = options.connect().await.map_err(|error| corrupt(path, error))?;
+    let file = Arc::new(OpenFile::at(path).map_err(sqlx::Error::Io)?);
     let pool = SqlitePoolOptions::new()
-        .max_connections(4)
+        .min_connections(CONNECTIONS)
+        .max_connections(CONNECTIONS)
+        .idle_timeout(None)
+        .max_lifetime(None)
         .acquire_timeout(Duration::from_secs(5))
-        .connect_with(options)
+        .before_acquire(move |connection, _| {
+            let file = file.clone();
+            async move { file.guard(connection).await.map(|()| true) }.boxed()
+        })
+        .connect_with(options.create_if_missing(false))
         .await
         .map_err(|error| corrupt(path, error))?;
+    first.close().await?;
     let version: String = sqlx::query("SELECT sqlite_version()").fetch_one(&pool).await?.get(0);
     if parse_version(&version).is_none_or(|v| v < OLDEST_SQLITE) {
         return Err(DbError::TooOld(version));
@@ -78,6 +104,49 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
     }
     sqlx::migrate!("../migrations").run(&pool).await?;
     Ok(pool)
+}
+
+/// Which file was opened, so that another one in its place is noticed.
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+    /// Whether some connection may have been closed to writes.
+    is_guarded: AtomicBool,
+}
+
+impl OpenFile {
+    fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            device_and_inode: identity(path)?,
+            is_guarded: false.into(),
+        })
+    }
+
+    /// Closes a connection to writes as long as the file is not in its place.
+    async fn guard(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let is_there = identity(&self.path).is_ok_and(|found| found == self.device_and_inode);
+        if is_there && !self.is_guarded.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !is_there && !self.is_guarded.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                file = %self.path.display(),
+                "the registry database was removed or replaced; nothing can be written until it is back in its place, or the gateway is restarted"
+            );
+        }
+        let pragma = if is_there {
+            "PRAGMA query_only = 0"
+        } else {
+            "PRAGMA query_only = 1"
+        };
+        sqlx::query(pragma).execute(connection).await.map(drop)
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 fn corrupt(path: &Path, error: sqlx::Error) -> DbError {

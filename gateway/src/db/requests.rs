@@ -1,9 +1,18 @@
 //! Table `requests`: the books.
 
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
+
 use sqlx::{Row, SqliteConnection, SqlitePool};
-use wire::{RequestState, RequestView};
+use wire::{RequestState, RequestView, UsageRow};
 
 use super::DbError;
+use crate::limits::Used;
+
+/// A day in milliseconds.
+const DAY_MS: i64 = 86_400_000;
 
 /// Writes a request as it stands; a later writing replaces an earlier one.
 pub async fn write(db: &mut SqliteConnection, request: &RequestView) -> Result<(), DbError> {
@@ -30,9 +39,11 @@ pub async fn write(db: &mut SqliteConnection, request: &RequestView) -> Result<(
 
 /// Closes what was open when an earlier gateway died; how many there were.
 pub async fn abort_open(db: &SqlitePool) -> Result<u64, DbError> {
-    let done = sqlx::query("UPDATE requests SET state = 'aborted' WHERE state IN ('queued', 'running')")
-        .execute(db)
-        .await?;
+    let done = sqlx::query(
+        "UPDATE requests SET state = 'aborted', error = 'gateway_died' WHERE state IN ('queued', 'running')",
+    )
+    .execute(db)
+    .await?;
     Ok(done.rows_affected())
 }
 
@@ -52,6 +63,65 @@ pub async fn find(db: &SqlitePool, id: &str) -> Result<Option<RequestView>, DbEr
         .fetch_optional(db)
         .await?;
     row.as_ref().map(view).transpose()
+}
+
+/// What each family of keys has used on that day (UTC, in days since 1970) and in all.
+pub async fn used(db: &SqlitePool, day: i64) -> Result<HashMap<String, Used>, DbError> {
+    let rows = sqlx::query(
+        "SELECT k.family AS family, \
+                SUM(COALESCE(r.prompt_tokens, 0) + COALESCE(r.completion_tokens, 0)) AS tokens, \
+                SUM(CASE WHEN r.started_at_ms >= $1 \
+                    THEN COALESCE(r.prompt_tokens, 0) + COALESCE(r.completion_tokens, 0) ELSE 0 END) AS that_day \
+         FROM requests r JOIN keys k ON k.id = r.key_id GROUP BY k.family",
+    )
+    .bind(day * DAY_MS)
+    .fetch_all(db)
+    .await?;
+    let count = |row: &sqlx::sqlite::SqliteRow, column| row.get::<i64, _>(column).unsigned_abs();
+    let used = |row: &sqlx::sqlite::SqliteRow| Used {
+        day,
+        tokens_that_day: count(row, "that_day"),
+        tokens: count(row, "tokens"),
+    };
+    Ok(rows.iter().map(|row| (row.get("family"), used(row))).collect())
+}
+
+/// Requests and tokens by key, model and day, the latest day first, since a day (UTC, in days since 1970).
+pub async fn usage(
+    db: &SqlitePool,
+    key_id: Option<&str>,
+    model: Option<&str>,
+    since_day: i64,
+) -> Result<Vec<UsageRow>, DbError> {
+    let rows = sqlx::query(
+        "SELECT key_id, model, started_at_ms / 86400000 AS day, COUNT(*) AS requests, \
+                SUM(COALESCE(prompt_tokens, 0)) AS prompt_tokens, SUM(COALESCE(completion_tokens, 0)) AS completion_tokens \
+         FROM requests \
+         WHERE started_at_ms >= $1 AND ($2 IS NULL OR key_id = $2) AND ($3 IS NULL OR model = $3) \
+         GROUP BY key_id, model, day ORDER BY day DESC, key_id, model",
+    )
+    .bind(since_day * DAY_MS)
+    .bind(key_id)
+    .bind(model)
+    .fetch_all(db)
+    .await?;
+    let row = |row: &sqlx::sqlite::SqliteRow| UsageRow {
+        key_id: row.get("key_id"),
+        model: row.get("model"),
+        day: date(row.get("day")),
+        requests: row.get("requests"),
+        prompt_tokens: row.get("prompt_tokens"),
+        completion_tokens: row.get("completion_tokens"),
+    };
+    Ok(rows.iter().map(row).collect())
+}
+
+/// A day (UTC, in days since 1970) as `2026-01-31`.
+fn date(day: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(day).unwrap_or_default() * 86_400);
+    let mut text = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string();
+    text.truncate("2026-01-31".len());
+    text
 }
 
 fn view(row: &sqlx::sqlite::SqliteRow) -> Result<RequestView, DbError> {

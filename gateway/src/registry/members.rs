@@ -164,7 +164,7 @@ impl Members {
                 self.by_id.insert(member.target.id.clone(), *member);
                 Ok(false)
             }
-            Event::Beat(id, beat) => self.held(&id, beat.epoch).map(|member| {
+            Event::Beat(id, beat) => self.own(&id, beat.epoch).map(|member| {
                 member.hear(beat, now);
                 member.drain_wanted
             }),
@@ -173,7 +173,7 @@ impl Members {
                 false
             }),
             Event::Left(id, epoch) => {
-                self.held(&id, epoch)?;
+                self.own(&id, epoch)?;
                 self.by_id.remove(&id);
                 Ok(false)
             }
@@ -206,6 +206,17 @@ impl Members {
         } else {
             Err(Refused::Stale)
         }
+    }
+
+    /// As [`Self::held`], but only a worker of ours: an attached server under the same id counts its own epochs.
+    fn own(&mut self, id: &WorkerId, epoch: i64) -> Result<&mut Member, Refused> {
+        self.held(id, epoch).and_then(|member| {
+            if member.is_attached() {
+                Err(Refused::Stale)
+            } else {
+                Ok(member)
+            }
+        })
     }
 
     /// At most half of those that serve the same model are ejected at a time.

@@ -6,3 +6,4 @@ pub mod address;
 pub mod challenge;
 pub mod members;
 pub mod probe;
+pub mod resolver;

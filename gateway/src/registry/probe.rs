@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 use wire::{ModelName, WorkerKind};
 
-use super::members::{Bearer, Event, Target};
+use super::{
+    address::{self, AddressError},
+    members::{Bearer, Event, Target},
+};
 use crate::{error::chain, state::Hive};
 
 /// How long an attached server's model list may take.
@@ -25,8 +28,13 @@ struct Listed {
     id: String,
 }
 
-/// The models a server lists; names we could not carry are left out. The error is a sentence.
-pub async fn models(client: &reqwest::Client, url: &str, bearer: Option<&Bearer>) -> Result<Vec<ModelName>, String> {
+/// The models a server lists, `None` if it has no such list; names we could not carry are left out. The error is a
+/// sentence.
+pub async fn models(
+    client: &reqwest::Client,
+    url: &str,
+    bearer: Option<&Bearer>,
+) -> Result<Option<Vec<ModelName>>, String> {
     let mut request = client.get(format!("{url}/v1/models")).timeout(LIMIT);
     if let Some(bearer) = bearer {
         request = request.bearer_auth(&bearer.0);
@@ -40,6 +48,9 @@ pub async fn models(client: &reqwest::Client, url: &str, bearer: Option<&Bearer>
         return Err(format!(
             "it refused our key with status {status}; give it one with --api-key-file"
         ));
+    }
+    if matches!(status.as_u16(), 404 | 405 | 501) {
+        return Ok(None);
     }
     if !status.is_success() {
         return Err(format!("its /v1/models answered {status}"));
@@ -57,11 +68,8 @@ pub async fn models(client: &reqwest::Client, url: &str, bearer: Option<&Bearer>
     }
     let list: List =
         serde_json::from_slice(&body).map_err(|_| "its /v1/models is not OpenAI's list of models".to_owned())?;
-    Ok(list
-        .data
-        .into_iter()
-        .filter_map(|model| model.id.parse().ok())
-        .collect())
+    let names = list.data.into_iter().filter_map(|model| model.id.parse().ok());
+    Ok(Some(names.collect()))
 }
 
 /// Asks every attached server, again and again, until the program drains.
@@ -83,7 +91,21 @@ pub async fn watch(hive: Arc<Hive>, client: reqwest::Client) {
 }
 
 async fn probe(hive: &Hive, client: &reqwest::Client, target: Arc<Target>) {
-    let result = models(client, &target.url, target.bearer.as_ref()).await.map(drop);
+    let result = match may_call(hive, &target.url) {
+        Ok(()) => models(client, &target.url, target.bearer.as_ref()).await.map(drop),
+        Err(error) => Err(error.to_string()),
+    };
     // It may have been detached meanwhile.
     let _ = hive.dispatcher.apply(Event::Probed(target.id.clone(), result));
+}
+
+/// Whether an address in a URL is inside the operator's ranges, which may have shrunk since it was attached; a name is
+/// the resolver's business.
+fn may_call(hive: &Hive, url: &str) -> Result<(), AddressError> {
+    let url = reqwest::Url::parse(url).map_err(|_| AddressError::Shape)?;
+    let host = url.host_str().unwrap_or_default();
+    match host.trim_start_matches('[').trim_end_matches(']').parse() {
+        Ok(ip) => address::check(ip, &hive.config.registry.allowed_cidrs),
+        Err(_) => Ok(()),
+    }
 }

@@ -18,7 +18,10 @@ use super::Call;
 use crate::{
     config,
     error::{ApiError, chain},
-    registry::members::Target,
+    registry::{
+        members::Target,
+        resolver::{Pinned, Resolver},
+    },
 };
 
 /// The largest error body that is read from a worker, in bytes.
@@ -79,9 +82,10 @@ impl From<Failure> for ApiError {
 
 impl Upstream {
     /// Connections for the thread whose runtime this is first used on.
-    pub fn new(relay: &config::Relay, retries: Arc<Retries>) -> reqwest::Result<Self> {
+    pub fn new(relay: &config::Relay, resolver: Arc<Resolver>, retries: Arc<Retries>) -> reqwest::Result<Self> {
         let client = reqwest::Client::builder()
             .no_proxy()
+            .dns_resolver(Pinned(resolver))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(relay.connect_timeout)
             .tcp_nodelay(true)

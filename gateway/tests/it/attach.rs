@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Reply, text_of},
-    harness::Hive,
+    harness::{Hive, eventually},
     script::{Script, chunk},
     server::Server,
     shapes,
@@ -79,6 +79,56 @@ async fn models_named_by_hand_are_the_ones_routed() {
     assert_eq!((&view["models"], &view["epoch"]), (&json!(["x"]), &json!(2)));
     hive.chat("alias").send().await.refused(503, "no_worker").await;
     assert_eq!(hive.workers().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_lists_no_models_is_attached_with_those_that_are_named() {
+    let hive = Hive::with(&[("registry.probe_interval", "50ms")]).await;
+    let server = Server::to_attach(&[], None, vec![Script::says(&["y"])]).await;
+    server.lists(Script::answers(404, "text/plain", "nothing here"));
+    let unnamed = attach(&hive, json!({"url": server.url()})).await;
+    let error = unnamed.refused(400, "invalid_request").await;
+    assert!(error["message"].as_str().unwrap().contains("--model"), "{error}");
+    attach(&hive, json!({"url": server.url(), "models": ["m"], "id": "far"}))
+        .await
+        .json()
+        .await;
+    let asked = server.connections();
+    eventually("it was probed", async || {
+        (server.connections() > asked + 1).then_some(())
+    })
+    .await;
+    assert_eq!(hive.worker_view("far").await["state"], "ready");
+    assert_eq!(hive.chat("m").send().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_server_outside_the_ranges_of_now_is_listed_and_never_called() {
+    let hive = Hive::start().await;
+    let server = Server::to_attach(&["x"], None, vec![Script::says(&["y"])]).await;
+    attach(&hive, json!({"url": server.url(), "id": "far"}))
+        .await
+        .json()
+        .await;
+    let asked = server.connections();
+    let hive = hive
+        .again(&[
+            ("registry.allowed_cidrs", "[\"192.0.2.0/24\"]"),
+            ("registry.probe_interval", "50ms"),
+        ])
+        .await;
+    eventually("its probe was refused", async || {
+        let view = hive.worker_view("far").await;
+        view["message"]
+            .as_str()?
+            .contains("registry.allowed_cidrs")
+            .then_some(())
+    })
+    .await;
+    hive.chat("x").send().await.refused(503, "no_worker").await;
+    assert_eq!(server.connections(), asked);
+    let gone = Reply::to(hive.on_control("DELETE", "/control/v1/workers/far")).await;
+    assert_eq!(gone.status, 204);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    client::{Reply, exchange},
+    client::{Reply, exchange, text_of},
     harness::{Hive, soon},
     script::{Gate, Script},
     shapes,
@@ -40,8 +40,18 @@ async fn slow_heads_and_silent_connections_are_closed() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_but_not_while_it_is_used() {
     let hive = Hive::with(&[("server.idle_timeout", "300ms"), ("server.head_timeout", "30s")]).await;
+    let gate = Gate::new();
+    hive.worker("a")
+        .script([Script::begins(&["a"]).wait(&gate).token("b").ends(2)])
+        .join()
+        .await;
+    let mut streaming = hive.chat("m").stream().send().await;
+    streaming.until("a").await;
+    // This one is closed for being idle, while the stream says nothing for longer.
     let answer = exchange(&mut hive.connect().await, HEALTH.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    gate.open();
+    assert_eq!(text_of(&streaming.events().await), "b");
 }
 
 #[tokio::test]

@@ -65,6 +65,21 @@ async fn no_other_credential_lets_a_worker_in() {
             .await;
     }
     assert_eq!(server.connections(), 0);
+    // Nor is anything read of what a stranger sends.
+    for (route, bearer) in [
+        ("register", "hvj_junk"),
+        ("b/heartbeat", hive.admin.as_str()),
+        ("b/leave", "hvj_junk"),
+        ("nobody/heartbeat", "hvw_junk"),
+        ("-/leave", "hvj_junk"),
+    ] {
+        let junk = hive
+            .http
+            .post(format!("{}/control/v1/workers/{route}", hive.control))
+            .bearer_auth(bearer)
+            .body("junk");
+        Reply::to(junk).await.refused(401, "invalid_api_key").await;
+    }
     // And a join token opens nothing else.
     let token = hive.join_token(None).await;
     Reply::to(hive.stranger("GET", "/v1/models").bearer_auth(&token))

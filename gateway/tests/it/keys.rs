@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use gateway::auth::api_key;
 use serde_json::json;
 
-use crate::{client::Reply, harness::Hive};
+use crate::{client::Reply, harness::Hive, script::Script};
 
 #[tokio::test]
 async fn without_a_good_key_nobody_gets_in() {
@@ -207,4 +207,157 @@ async fn a_first_key_that_is_in_its_file_but_not_in_the_database_is_taken() {
     let hive = hive.again(&[]).await;
     assert_eq!(hive.admin, before);
     assert_eq!(Reply::to(hive.on_control("GET", "/control/v1/keys")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_rotated_key_and_its_successor_are_both_good_for_a_while() {
+    let hive = Hive::start().await;
+    let made =
+        json!({"name": "k", "scopes": ["infer"], "models": ["m"], "owner": "ann", "limits": {"token_budget": 5}});
+    let old = Reply::to(hive.on_control("POST", "/control/v1/keys").json(&made))
+        .await
+        .json()
+        .await;
+    let rotate = |id: &str, grace_s: i64| {
+        hive.on_control("POST", &format!("/control/v1/keys/{id}/rotate"))
+            .json(&json!({ "grace_s": grace_s }))
+    };
+    let id = old["id"].as_str().unwrap();
+    let new = Reply::to(rotate(id, 60)).await.json().await;
+    for field in ["name", "scopes", "models", "owner", "limits", "family"] {
+        assert_eq!(new[field], old[field], "{field}");
+    }
+    let lists = async |key: &serde_json::Value| {
+        Reply::to(hive.stranger("GET", "/v1/models").bearer_auth(key.as_str().unwrap()))
+            .await
+            .status
+    };
+    assert_eq!((lists(&old["key"]).await, lists(&new["key"]).await), (200, 200));
+    let newest = Reply::to(rotate(new["id"].as_str().unwrap(), 0)).await.json().await;
+    assert_eq!((lists(&new["key"]).await, lists(&newest["key"]).await), (401, 200));
+    assert_eq!(newest["family"], old["id"]);
+    Reply::to(rotate(new["id"].as_str().unwrap(), 0))
+        .await
+        .refused(404, "not_found")
+        .await;
+    let seen = Reply::to(hive.on_control("GET", &format!("/control/v1/keys/{id}")))
+        .await
+        .json()
+        .await;
+    assert!(
+        seen["last_used_at_ms"].is_i64() && seen["expires_at_ms"].is_i64(),
+        "{seen}"
+    );
+    assert!(seen.get("key").is_none() && seen.get("hmac").is_none(), "{seen}");
+}
+
+#[tokio::test]
+async fn a_key_expires_and_its_terms_must_make_sense() {
+    let hive = Hive::start().await;
+    let make = async |body: serde_json::Value| Reply::to(hive.on_control("POST", "/control/v1/keys").json(&body)).await;
+    let made = make(json!({"name": "k", "scopes": ["infer"], "expires_in_s": 1}))
+        .await
+        .json()
+        .await;
+    let expires = made["expires_at_ms"].as_i64().unwrap();
+    crate::harness::eventually("its second is over", async || {
+        (gateway::now_ms() > expires).then_some(())
+    })
+    .await;
+    Reply::to(
+        hive.stranger("GET", "/v1/models")
+            .bearer_auth(made["key"].as_str().unwrap()),
+    )
+    .await
+    .refused(401, "invalid_api_key")
+    .await;
+    for (field, value, param) in [
+        ("expires_in_s", json!(0), "expires_in_s"),
+        ("owner", json!(" "), "owner"),
+        (
+            "limits",
+            json!({"requests_per_minute": 0}),
+            "limits.requests_per_minute",
+        ),
+    ] {
+        let error = make(json!({"name": "k", "scopes": ["infer"], field: value})).await;
+        assert_eq!(error.refused(400, "invalid_request").await["param"], param);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_invites_workers_does_nothing_else_and_takes_no_id_over() {
+    let hive = Hive::start().await;
+    let (_, key) = hive.key(&["worker:join"]).await;
+    let invite = |body: serde_json::Value| {
+        let request = hive.http.post(format!("{}/control/v1/join-tokens", hive.control));
+        Reply::to(request.bearer_auth(&key).json(&body))
+    };
+    assert_eq!(invite(json!({})).await.status, 201);
+    invite(json!({"worker_id": "a"}))
+        .await
+        .refused(403, "insufficient_scope")
+        .await;
+    let workers = hive.http.get(format!("{}/control/v1/workers", hive.control));
+    Reply::to(workers.bearer_auth(&key))
+        .await
+        .refused(403, "insufficient_scope")
+        .await;
+}
+
+#[tokio::test]
+async fn a_key_calls_and_sees_the_models_it_is_for_alone() {
+    let hive = Hive::start().await;
+    hive.worker("a").model("m").join().await;
+    hive.worker("b").model("other").join().await;
+    let made = json!({"name": "k", "scopes": ["infer"], "models": ["m"]});
+    let made = Reply::to(hive.on_control("POST", "/control/v1/keys").json(&made))
+        .await
+        .json()
+        .await;
+    let key = made["key"].as_str().unwrap();
+    assert_eq!(hive.chat("m").key(key).send().await.status, 200);
+    for model in ["other", "nobody-s"] {
+        let error = hive
+            .chat(model)
+            .key(key)
+            .send()
+            .await
+            .refused(403, "model_not_allowed")
+            .await;
+        assert_eq!(error["param"], "model");
+    }
+    let listed = Reply::to(hive.stranger("GET", "/v1/models").bearer_auth(key))
+        .await
+        .json()
+        .await;
+    assert_eq!(listed["data"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed["data"][0]["id"], "m");
+}
+
+#[tokio::test]
+async fn what_runs_with_a_key_ends_when_it_is_revoked() {
+    let hive = Hive::start().await;
+    hive.worker("a")
+        .slots(2)
+        .script([Script::begins(&["a"]).hang(), Script::begins(&["a"]).hang()])
+        .join()
+        .await;
+    let (id, key) = hive.key(&["infer"]).await;
+    let mut running = hive.chat("m").key(&key).stream().send().await;
+    running.until("a").await;
+    let mut anothers = hive.chat("m").stream().send().await;
+    anothers.until("a").await;
+    assert_eq!(
+        Reply::to(hive.on_control("DELETE", &format!("/control/v1/keys/{id}")))
+            .await
+            .status,
+        204
+    );
+    let events = running.events().await;
+    assert!(
+        events.iter().any(|event| format!("{event:?}").contains("cancelled")),
+        "{events:?}"
+    );
+    hive.until_in_flight("a", 1).await;
 }

@@ -24,6 +24,7 @@ mod deploy;
 mod errors;
 mod joining;
 mod keys;
+mod limits;
 mod log;
 mod loss;
 mod members;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::net::TcpStream;
 
 use crate::{
     client::text_of,
@@ -148,14 +149,19 @@ async fn two_workers_that_cannot_be_reached_still_leave_a_third_attempt() {
     hive.worker("good").join().await;
     assert_eq!(hive.chat("m").send().await.status, 200);
     let (a, b) = (hive.worker("a").join().await, hive.worker("b").join().await);
+    let addresses = [a.server.address, b.server.address];
     a.dies();
     b.dies();
-    // Their sockets close a moment after the tasks are told.
-    eventually("both are gone", async || {
-        let reply = hive.chat("m").send().await;
-        (reply.status == 200 && hive.worker_view("a").await["state"] == "suspect").then_some(())
-    })
-    .await;
+    for address in addresses {
+        eventually("its port refuses", async || {
+            TcpStream::connect(address).await.is_err().then_some(())
+        })
+        .await;
+    }
+    assert_eq!(hive.chat("m").send().await.status, 200);
+    for dead in ["a", "b"] {
+        assert_eq!(hive.worker_view(dead).await["state"], "suspect", "it was tried");
+    }
 }
 
 #[tokio::test]

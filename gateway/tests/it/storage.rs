@@ -51,6 +51,39 @@ async fn while_the_database_is_locked_chats_go_on_and_are_booked_later() {
 }
 
 #[tokio::test]
+async fn a_database_that_is_removed_or_replaced_is_never_made_anew_in_silence() {
+    let hive = Hive::start().await;
+    let _worker = hive.worker("a").join().await;
+    let new_key = || {
+        hive.on_control("POST", "/control/v1/keys")
+            .json(&json!({"name": "x", "scopes": ["infer"]}))
+    };
+    let (file, aside) = (hive.home().join("hive.db"), hive.home().join("aside"));
+    let refused = async || {
+        let reply = Reply::to(new_key()).await;
+        assert_eq!(reply.header("retry-after"), "5");
+        reply.refused(503, "storage_unavailable").await;
+        assert_eq!(hive.chat("m").send().await.status, 200);
+    };
+    std::fs::rename(&file, &aside).unwrap();
+    refused().await;
+    assert!(!file.exists(), "no empty registry took its place");
+    std::fs::write(&file, "another").unwrap();
+    refused().await;
+    assert_eq!(
+        std::fs::read(&file).unwrap(),
+        b"another",
+        "what is not ours stays as it is"
+    );
+    std::fs::rename(&aside, &file).unwrap();
+    assert_eq!(Reply::to(new_key()).await.status, 201);
+    eventually("what was asked meanwhile is in the books", async || {
+        (hive.requests().await.len() == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_books_balance_whatever_happens_also_after_a_kill() {
     let mut hive = Hive::with(&[("scheduler.places_per_slot", "2"), ("scheduler.queue_timeout", "500ms")]).await;
     let gate = Gate::new();
@@ -105,7 +138,8 @@ async fn the_books_balance_whatever_happens_also_after_a_kill() {
             ["completed", "failed", "cancelled", "aborted"].contains(&state),
             "{request}"
         );
-        assert_eq!(state == "failed", request["error"] != Value::Null, "{request}");
+        let went_wrong = ["failed", "aborted"].contains(&state);
+        assert_eq!(went_wrong, request["error"] != Value::Null, "{request}");
     }
     for state in ["completed", "failed"] {
         assert!(after.iter().any(|request| request["state"] == state), "none {state}");

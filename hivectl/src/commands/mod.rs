@@ -11,6 +11,7 @@ pub mod status;
 pub mod supervise;
 pub mod there;
 pub mod up;
+pub mod usage;
 pub mod worker;
 
 use clap::CommandFactory;
@@ -63,6 +64,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
+        Command::Usage(args) => interruptible(usage::run(&args, config, output)).await,
     }
 }
 

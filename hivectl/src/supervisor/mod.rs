@@ -310,6 +310,7 @@ async fn keep_inference_key(config: &Config, client: &Gateway) -> Result<(), Fai
     let new = NewKey {
         name: "hivectl up".to_owned(),
         scopes: vec![Scope::Infer, Scope::ModelsRead],
+        ..NewKey::default()
     };
     let created = client.create_key(&new).await?;
     state::write_secret(&file, &SecretString::from(created.key))

@@ -31,3 +31,44 @@ fn a_key_works_until_it_is_revoked_and_its_secret_is_shown_once() {
     house.run(&["keys", "revoke", "nothere1"]).expect(2);
     house.run(&["keys", "create", "x", "--scope", "everything"]).expect(2);
 }
+
+#[test]
+fn a_key_on_terms_is_rotated_and_shown_with_them() {
+    let house = House::new();
+    house.up(&[]);
+    let terms =
+        "--owner ann --model m1 --model m2 --expires 30d --requests-per-minute 60 --token-budget 1000 --trusted";
+    let create: Vec<&str> = ["keys", "create", "laptop"]
+        .into_iter()
+        .chain(terms.split(' '))
+        .collect();
+    let key = house.run(&create).expect(0).stdout;
+    let id = key.split('_').nth(1).unwrap().to_owned();
+    let shown = house.run(&["keys", "show", &id]).expect(0).stdout;
+    for fact in [
+        "laptop",
+        "ann",
+        "m1 m2",
+        "live until",
+        "requests per minute  60",
+        "token budget         1000",
+        "trusted",
+    ] {
+        assert!(shown.contains(fact), "{shown}");
+    }
+    let rotated = house.run(&["keys", "rotate", &id, "--grace", "0s"]).expect(0).stdout;
+    let successor = rotated.split('_').nth(1).unwrap().to_owned();
+    assert_ne!(successor, id);
+    assert!(house.run(&["keys", "show", &id]).expect(0).stdout.contains("expired"));
+    let shown = house.run(&["keys", "show", &successor]).expect(0).stdout;
+    assert!(
+        shown.contains(&format!("rotated from         {id}")) && shown.contains("m1 m2"),
+        "{shown}"
+    );
+    house.run(&["keys", "rotate", &id]).expect(2);
+    house.run(&["keys", "show", "nothere1"]).expect(2);
+    house
+        .run(&["keys", "create", "x", "--token-budget", "0"])
+        .expect(2)
+        .says("token_budget");
+}

@@ -1,0 +1,122 @@
+//! What every inference passes before it may wait for a slot: the model is among the key's, and its limits have room.
+//!
+//! It speaks to no worker; an entry in the books is the proof that a request was admitted.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use wire::ModelName;
+
+use crate::{
+    auth::keyring::Identity,
+    books::Entry,
+    error::ApiError,
+    limits::{Share, Standing},
+    state::AppState,
+};
+
+/// Bytes of a request for one token of its prompt: about right for English, and settled exactly afterwards.
+const BYTES_PER_TOKEN: u64 = 4;
+/// An answer's tokens where the request names no limit.
+const USUAL_ANSWER: u64 = 256;
+/// A prompt's most tokens where the model's context is not known.
+const USUAL_CONTEXT: u64 = 128 * 1024;
+
+/// A request that may go on.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Its entry in the books; it also settles what the key is charged.
+    pub entry: Entry,
+    /// How the key stands with its limits, if it has any.
+    pub standing: Option<Standing>,
+}
+
+/// Admits a request of so many bytes that wants at most so many tokens for an answer.
+pub fn admit(
+    state: &AppState,
+    identity: &Identity,
+    id: &str,
+    model: &ModelName,
+    bytes: usize,
+    answer: Option<u32>,
+) -> Result<Admitted, ApiError> {
+    if !identity.may_call(model) {
+        return Err(ApiError::ModelNotAllowed(model.to_string()));
+    }
+    let context = state.dispatcher.model(model).and_then(|view| view.facts.context_length);
+    let prompt = (bytes as u64 / BYTES_PER_TOKEN).min(context.map_or(USUAL_CONTEXT, u64::from));
+    let tokens = prompt + answer.map_or(USUAL_ANSWER, u64::from);
+    let reservation = state.meters.reserve(identity, tokens)?;
+    let standing = reservation.as_ref().map(|reservation| reservation.standing);
+    let mut entry = state.books.admit(id, &identity.id, model.as_str());
+    entry.reservation = reservation;
+    Ok(Admitted { entry, standing })
+}
+
+/// Says how a key stands in OpenAI's `x-ratelimit-*` headers.
+pub fn tell(standing: &Standing, headers: &mut HeaderMap) {
+    for (unit, share) in [("requests", standing.requests), ("tokens", standing.tokens)] {
+        let Some(Share { most, left, full_in }) = share else {
+            continue;
+        };
+        let facts = [
+            ("limit", most.to_string()),
+            ("remaining", left.to_string()),
+            ("reset", reset(full_in)),
+        ];
+        for (what, value) in facts {
+            let name = HeaderName::try_from(format!("x-ratelimit-{what}-{unit}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// A time as OpenAI writes it: `1s`, `6m0s`, `20ms`.
+fn reset(time: std::time::Duration) -> String {
+    match (time.as_secs(), time.subsec_millis()) {
+        (0, ms) => format!("{ms}ms"),
+        (s @ 1..60, _) => format!("{s}s"),
+        (s, _) => format!("{}m{}s", s / 60, s % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_reset_is_written_as_openai_does() {
+        for (ms, text) in [
+            (0, "0ms"),
+            (20, "20ms"),
+            (1000, "1s"),
+            (59_999, "59s"),
+            (360_000, "6m0s"),
+        ] {
+            assert_eq!(reset(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn only_limits_that_there_are_are_told() {
+        let share = Share {
+            most: 60,
+            left: 59,
+            full_in: Duration::from_secs(1),
+        };
+        let mut headers = HeaderMap::new();
+        tell(
+            &Standing {
+                requests: Some(share),
+                tokens: None,
+            },
+            &mut headers,
+        );
+        assert_eq!(headers["x-ratelimit-limit-requests"], "60");
+        assert_eq!(headers["x-ratelimit-remaining-requests"], "59");
+        assert_eq!(headers["x-ratelimit-reset-requests"], "1s");
+        assert_eq!(headers.len(), 3);
+    }
+}

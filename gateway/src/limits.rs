@@ -1,0 +1,156 @@
+//! How much a key may use: requests and tokens in a minute, tokens in a day and in all, requests at a time.
+//!
+//! A [`Reservation`] is made before a request is admitted and settled by what was really used when it is dropped.
+//! The arithmetic is in [`meter`]; nothing here knows who may call, or HTTP.
+
+mod meter;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use wire::{KeyLimits, KeyView};
+
+pub use self::meter::{Limit, Refusal, Share, Standing};
+use self::meter::{Meter, Moment};
+
+/// The meters of all keys that have limits; keys rotated from one another share one.
+#[derive(Debug, Default)]
+pub struct Meters {
+    by_family: Mutex<HashMap<String, Meter>>,
+    /// What the books say was used before this start.
+    before: HashMap<String, Used>,
+}
+
+/// Tokens used before this start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// On that day (UTC), in days since 1970.
+    pub day: i64,
+    /// On that day.
+    pub tokens_that_day: u64,
+    /// In all.
+    pub tokens: u64,
+}
+
+impl Meters {
+    /// Meters that go on from what the books say.
+    pub fn new(before: HashMap<String, Used>) -> Self {
+        let by_family = Mutex::default();
+        Self { by_family, before }
+    }
+
+    /// Reserves a request of about so many tokens; `None` for a key without limits.
+    pub fn reserve(self: &Arc<Self>, key: &KeyView, tokens: u64) -> Result<Option<Reservation>, Refusal> {
+        if key.limits == KeyLimits::default() {
+            return Ok(None);
+        }
+        let now = now();
+        let mut meters = self.lock();
+        let meter = meters.entry(key.family.clone()).or_insert_with(|| {
+            let before = self.before.get(&key.family).copied().unwrap_or_default();
+            Meter::new(key.limits, before, now)
+        });
+        let reserved = meter.reserve(tokens, now)?;
+        let standing = meter.standing(now);
+        Ok(Some(Reservation {
+            meters: self.clone(),
+            family: key.family.clone(),
+            reserved,
+            used: 0,
+            standing,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Meter>> {
+        self.by_family.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request's part of what its key may use; dropping it settles.
+#[derive(Debug)]
+pub struct Reservation {
+    meters: Arc<Meters>,
+    family: String,
+    reserved: u64,
+    used: u64,
+    /// How the key stands with this reservation made.
+    pub standing: Standing,
+}
+
+impl Reservation {
+    /// What was used so far, in tokens; called again, the later count holds.
+    pub fn used(&mut self, tokens: u64) {
+        self.used = tokens;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(meter) = self.meters.lock().get_mut(&self.family) {
+            meter.settle(self.reserved, self.used, now());
+        }
+    }
+}
+
+/// The day it is (UTC), in days since 1970.
+pub fn today() -> i64 {
+    crate::now_ms().div_euclid(24 * 3_600_000)
+}
+
+fn now() -> Moment {
+    Moment {
+        instant: Instant::now(),
+        day: today(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(limits: KeyLimits) -> KeyView {
+        KeyView {
+            id: "b".into(),
+            name: "k".into(),
+            scopes: Vec::new(),
+            owner: None,
+            models: Vec::new(),
+            limits,
+            trusted: false,
+            family: "a".into(),
+            created_at_ms: 0,
+            expires_at_ms: None,
+            last_used_at_ms: None,
+            revoked_at_ms: None,
+        }
+    }
+
+    #[test]
+    fn a_key_without_limits_has_no_meter() {
+        let meters = Arc::new(Meters::default());
+        assert!(meters.reserve(&key(KeyLimits::default()), u64::MAX).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_budget_goes_on_where_the_books_left_it_and_is_charged_what_was_used() {
+        let used = Used {
+            day: 0,
+            tokens_that_day: 0,
+            tokens: 60,
+        };
+        let meters = Arc::new(Meters::new([("a".to_owned(), used)].into()));
+        let limits = KeyLimits {
+            token_budget: Some(100),
+            ..KeyLimits::default()
+        };
+        let mut first = meters.reserve(&key(limits), 30).unwrap().unwrap();
+        assert_eq!(meters.reserve(&key(limits), 11).unwrap_err().limit, Limit::TokenBudget);
+        first.used(39);
+        drop(first);
+        assert!(meters.reserve(&key(limits), 1).is_ok());
+        assert_eq!(meters.reserve(&key(limits), 2).unwrap_err().left, 1);
+    }
+}

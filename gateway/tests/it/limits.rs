@@ -1,0 +1,144 @@
+//! How much a key may use: refused beyond it with the way out, and charged exactly what was generated.
+
+use serde_json::{Value, json};
+
+use crate::{
+    client::{Reply, text_of},
+    harness::{Hive, eventually},
+    script::{Gate, Script},
+};
+
+async fn key(hive: &Hive, limits: Value) -> (String, String) {
+    let new = json!({"name": "k", "scopes": ["infer"], "limits": limits});
+    let made = Reply::to(hive.on_control("POST", "/control/v1/keys").json(&new))
+        .await
+        .json()
+        .await;
+    let text = |field: &str| made[field].as_str().unwrap().to_owned();
+    (text("id"), text("key"))
+}
+
+#[tokio::test]
+async fn requests_beyond_a_minutes_are_told_when_to_come_again() {
+    let hive = Hive::start().await;
+    let worker = hive.worker("a").join().await;
+    let (_, key) = key(&hive, json!({"requests_per_minute": 2})).await;
+    let first = hive.chat("m").key(&key).send().await;
+    assert_eq!(first.header("x-ratelimit-limit-requests"), "2");
+    assert_eq!(first.header("x-ratelimit-remaining-requests"), "1");
+    assert_eq!(first.status, 200);
+    assert_eq!(
+        text_of(&hive.chat("m").key(&key).stream().send().await.events().await),
+        "Hello"
+    );
+    let refused = hive.chat("m").key(&key).stream().send().await;
+    assert_eq!(refused.header("x-ratelimit-remaining-requests"), "0");
+    let wait: u32 = refused.header("retry-after").parse().unwrap();
+    assert!((1..=30).contains(&wait), "{wait}");
+    let error = refused.refused(429, "rate_limit_exceeded").await;
+    assert_eq!(error["type"], "requests");
+    assert_eq!(worker.server.calls(), 2);
+    // Others, and keys without limits, notice nothing.
+    let other = hive.chat("m").send().await;
+    assert!(other.headers.get("x-ratelimit-limit-requests").is_none());
+    assert_eq!(other.status, 200);
+}
+
+#[tokio::test]
+async fn a_budget_is_charged_what_was_generated_and_holds_after_a_kill() {
+    let hive = Hive::start().await;
+    hive.worker("a").script([Script::says(&["a", "b", "c"])]).join().await;
+    let (id, key) = key(&hive, json!({"token_budget": 400})).await;
+    let usage = hive.chat("m").key(&key).send().await.json().await["usage"].clone();
+    let used = usage["total_tokens"].as_i64().unwrap();
+    let ask = async |hive: &Hive, most: i64| hive.chat("m").key(&key).with("max_tokens", json!(most)).send().await;
+    let error = ask(&hive, 400).await.refused(429, "insufficient_quota").await;
+    assert_eq!(error["type"], "insufficient_quota");
+    let left = format!("{} are left", 400 - used);
+    assert!(error["message"].as_str().unwrap().contains(&left), "{error} {left}");
+    eventually("it is in the books", async || {
+        let rows = Reply::to(hive.on_control("GET", &format!("/control/v1/usage?key={id}")))
+            .await
+            .json()
+            .await;
+        let row = rows.as_array()?.first()?.clone();
+        assert_eq!(row["requests"], 1);
+        assert_eq!(row["prompt_tokens"], usage["prompt_tokens"]);
+        (row["completion_tokens"] == usage["completion_tokens"]).then_some(())
+    })
+    .await;
+    let hive = hive.again(&[]).await;
+    let worker = hive.worker("b").join().await;
+    let refused = ask(&hive, 400).await;
+    assert_eq!(refused.header("x-should-retry"), "false");
+    let error = refused.refused(429, "insufficient_quota").await;
+    assert!(error["message"].as_str().unwrap().contains(&left), "{error}");
+    assert_eq!(worker.server.calls(), 0);
+    assert_eq!(ask(&hive, 10).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_cancelled_answer_is_charged_for_what_was_generated() {
+    let hive = Hive::start().await;
+    hive.worker("a")
+        .script([Script::begins(&["a", "b"]).hang()])
+        .join()
+        .await;
+    let (id, key) = key(&hive, json!({"token_budget": 100_000})).await;
+    let mut running = hive.chat("m").key(&key).stream().send().await;
+    running.until("a").await;
+    running.until("b").await;
+    drop(running);
+    eventually("two tokens are charged", async || {
+        let rows = Reply::to(hive.on_control("GET", &format!("/control/v1/usage?key={id}&days=1")))
+            .await
+            .json()
+            .await;
+        (rows[0]["completion_tokens"] == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_so_many_requests_of_a_key_run_at_a_time() {
+    let hive = Hive::start().await;
+    let gate = Gate::new();
+    hive.worker("a")
+        .slots(4)
+        .script([Script::begins(&["a"]).wait(&gate).ends(1), Script::says(&["x"])])
+        .join()
+        .await;
+    let (_, key) = key(&hive, json!({"concurrent_requests": 1})).await;
+    let mut running = hive.chat("m").key(&key).stream().send().await;
+    running.until("a").await;
+    let error = hive
+        .chat("m")
+        .key(&key)
+        .send()
+        .await
+        .refused(429, "rate_limit_exceeded")
+        .await;
+    assert!(
+        error["message"].as_str().unwrap().contains("1 requests running"),
+        "{error}"
+    );
+    gate.open();
+    running.events().await;
+    eventually("its place is free", async || {
+        (hive.chat("m").key(&key).send().await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn usage_takes_only_what_it_knows() {
+    let hive = Hive::start().await;
+    for (query, param) in [
+        ("days=0", json!("days")),
+        ("days=x", Value::Null),
+        ("since=1", Value::Null),
+    ] {
+        let reply = Reply::to(hive.on_control("GET", &format!("/control/v1/usage?{query}"))).await;
+        assert_eq!(reply.refused(400, "invalid_request").await["param"], param, "{query}");
+    }
+}
