@@ -31,21 +31,27 @@ pub fn inspect(path: &Path) -> Result<Summary, LoadError> {
     };
     let file = File::open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
-    read_head(BufReader::new(file), length).map_err(|Fault(fault)| LoadError::Damaged {
-        path: path.to_owned(),
-        fault,
+    let path = path.to_owned();
+    read_head(BufReader::new(file), length).map_err(|refusal| match refusal {
+        Refusal::Damaged(fault) => LoadError::Damaged { path, fault },
+        Refusal::Unsupported(kind) => LoadError::Unsupported { path, kind },
     })
 }
 
-/// What is wrong with the file.
+/// Why the engine does not get the file.
 #[derive(Debug)]
-struct Fault(String);
-
-fn fault<T>(text: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault(text.into()))
+enum Refusal {
+    /// What is wrong with it.
+    Damaged(String),
+    /// Nothing, but its weights are of this type, which the engine cannot compute with.
+    Unsupported(String),
 }
 
-fn read_head(source: impl Read, length: u64) -> Result<Summary, Fault> {
+fn fault<T>(text: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::Damaged(text.into()))
+}
+
+fn read_head(source: impl Read, length: u64) -> Result<Summary, Refusal> {
     let mut head = Head {
         source,
         read: 0,
@@ -84,42 +90,44 @@ fn read_head(source: impl Read, length: u64) -> Result<Summary, Fault> {
         return fault(format!("its alignment is {alignment}"));
     }
 
-    let mut weights: HashMap<u32, u64> = HashMap::new();
-    let (mut end, mut elements) = (0, 0_u64);
+    // Sums saturate: tensors may overlap, so that only the one that ends last is held against the length.
+    let mut weights: HashMap<&str, u64> = HashMap::new();
+    let (mut end, mut elements, mut unsupported) = (0, 0_u64, None);
     for _ in 0..tensors {
-        let Tensor {
-            kind,
-            elements: more,
-            size,
-            offset,
-        } = head.tensor()?;
-        elements = elements.saturating_add(more);
-        *weights.entry(kind).or_default() += size;
-        end = end.max(
-            offset
-                .checked_add(size)
-                .ok_or_else(|| Fault("a tensor's offset overflows".into()))?,
-        );
+        let tensor = head.tensor()?;
+        elements = elements.saturating_add(tensor.elements);
+        end = end.max(tensor.offset.saturating_add(tensor.size));
+        match tensor.layout {
+            Some(Layout {
+                name,
+                is_supported: true,
+                ..
+            }) => {
+                let weight = weights.entry(name).or_default();
+                *weight = weight.saturating_add(tensor.size);
+            }
+            Some(Layout { name, .. }) => unsupported = unsupported.or(Some(name.to_owned())),
+            None => unsupported = unsupported.or(Some(tensor.kind.to_string())),
+        }
     }
-    let start = head.read.next_multiple_of(alignment);
-    let needed = start
-        .checked_add(end)
-        .ok_or_else(|| Fault("its tensors overflow".into()))?;
+    let needed = head.read.next_multiple_of(alignment).saturating_add(end);
     if needed > length {
         return fault(format!(
             "its tensors end at byte {needed}, but it has only {length} bytes"
         ));
     }
+    if let Some(kind) = unsupported {
+        return Err(Refusal::Unsupported(kind));
+    }
     let heaviest = weights.into_iter().max_by_key(|&(_, bytes)| bytes);
-    facts.quantization = heaviest
-        .and_then(|(kind, _)| layout(kind))
-        .map(|layout| layout.name.to_owned());
+    facts.quantization = heaviest.map(|(kind, _)| kind.to_owned());
     Ok(Summary { facts, elements })
 }
 
-/// One tensor: its type, how many numbers in how many bytes, and where in the file's data.
+/// One tensor: how it lies in the file, how many numbers in how many bytes, and where in the file's data.
 struct Tensor {
     kind: u32,
+    layout: Option<Layout>,
     elements: u64,
     size: u64,
     offset: u64,
@@ -139,7 +147,7 @@ struct Head<R> {
 }
 
 impl<R: Read> Head<R> {
-    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Refusal> {
         let mut bytes = [0; N];
         if self.source.read_exact(&mut bytes).is_err() {
             return fault(format!(
@@ -151,7 +159,7 @@ impl<R: Read> Head<R> {
         Ok(bytes)
     }
 
-    fn skip(&mut self, n: u64) -> Result<(), Fault> {
+    fn skip(&mut self, n: u64) -> Result<(), Refusal> {
         let skipped = std::io::copy(&mut self.source.by_ref().take(n), &mut std::io::sink()).unwrap_or(0);
         self.read += skipped;
         if skipped < n {
@@ -163,16 +171,16 @@ impl<R: Read> Head<R> {
         Ok(())
     }
 
-    fn u32(&mut self) -> Result<u32, Fault> {
+    fn u32(&mut self) -> Result<u32, Refusal> {
         self.bytes().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, Fault> {
+    fn u64(&mut self) -> Result<u64, Refusal> {
         self.bytes().map(u64::from_le_bytes)
     }
 
     /// A count of things that take at least `least` bytes each.
-    fn count(&mut self, what: &str, least: u64) -> Result<u64, Fault> {
+    fn count(&mut self, what: &str, least: u64) -> Result<u64, Refusal> {
         let count = self.u64()?;
         if count > self.length.saturating_sub(self.read) / least {
             return fault(format!("it declares {count} {what}, more than it has room for"));
@@ -180,7 +188,7 @@ impl<R: Read> Head<R> {
         Ok(count)
     }
 
-    fn string(&mut self) -> Result<String, Fault> {
+    fn string(&mut self) -> Result<String, Refusal> {
         let length = self.count("bytes of text", 1)?;
         // Names and templates are short; only what claims to be huge is not worth holding.
         if length > 1 << 24 {
@@ -199,7 +207,7 @@ impl<R: Read> Head<R> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn value(&mut self, kind: u32, depth: u32) -> Result<Value, Fault> {
+    fn value(&mut self, kind: u32, depth: u32) -> Result<Value, Refusal> {
         match kind {
             0 | 1 | 7 => self.skip(1)?,
             2 | 3 => self.skip(2)?,
@@ -221,7 +229,7 @@ impl<R: Read> Head<R> {
         Ok(Value::Other)
     }
 
-    fn tensor(&mut self) -> Result<Tensor, Fault> {
+    fn tensor(&mut self) -> Result<Tensor, Refusal> {
         let name = self.string()?;
         let dimensions = self.u32()?;
         if dimensions > 8 {
@@ -232,19 +240,18 @@ impl<R: Read> Head<R> {
             let n = self.u64()?;
             elements = elements
                 .checked_mul(n)
-                .ok_or_else(|| Fault(format!("tensor `{name}` overflows")))?;
+                .ok_or_else(|| Refusal::Damaged(format!("tensor `{name}` overflows")))?;
         }
         let kind = self.u32()?;
         let offset = self.u64()?;
-        let Some(layout) = layout(kind) else {
-            return fault(format!(
-                "tensor `{name}` has the type {kind}, which the engine does not know"
-            ));
-        };
-        let size = elements.div_ceil(layout.block).checked_mul(layout.bytes);
-        let size = size.ok_or_else(|| Fault(format!("tensor `{name}` overflows")))?;
+        let layout = layout(kind);
+        // How much room an unknown type takes is unknown too.
+        let (block, bytes) = layout.map_or((1, 0), |layout| (layout.block, layout.bytes));
+        let size = elements.div_ceil(block).checked_mul(bytes);
+        let size = size.ok_or_else(|| Refusal::Damaged(format!("tensor `{name}` overflows")))?;
         Ok(Tensor {
             kind,
+            layout,
             elements,
             size,
             offset,
@@ -253,33 +260,58 @@ impl<R: Read> Head<R> {
 }
 
 /// How a tensor type lies in the file: so many elements in so many bytes.
+#[derive(Debug, Clone, Copy)]
 struct Layout {
     name: &'static str,
     block: u64,
     bytes: u64,
+    /// Whether the engine can compute with it (candle's `GgmlDType`).
+    is_supported: bool,
 }
 
-/// The types the engine can compute with, by their number in the file.
+/// The tensor types by their number in the file (`ggml.h`, sizes from `ggml.c`).
 fn layout(kind: u32) -> Option<Layout> {
-    let (name, block, bytes) = match kind {
-        0 => ("F32", 1, 4),
-        1 => ("F16", 1, 2),
-        2 => ("Q4_0", 32, 18),
-        3 => ("Q4_1", 32, 20),
-        6 => ("Q5_0", 32, 22),
-        7 => ("Q5_1", 32, 24),
-        8 => ("Q8_0", 32, 34),
-        9 => ("Q8_1", 32, 36),
-        10 => ("Q2_K", 256, 84),
-        11 => ("Q3_K", 256, 110),
-        12 => ("Q4_K", 256, 144),
-        13 => ("Q5_K", 256, 176),
-        14 => ("Q6_K", 256, 210),
-        15 => ("Q8_K", 256, 292),
-        30 => ("BF16", 1, 2),
+    let (name, block, bytes, is_supported) = match kind {
+        0 => ("F32", 1, 4, true),
+        1 => ("F16", 1, 2, true),
+        2 => ("Q4_0", 32, 18, true),
+        3 => ("Q4_1", 32, 20, true),
+        6 => ("Q5_0", 32, 22, true),
+        7 => ("Q5_1", 32, 24, true),
+        8 => ("Q8_0", 32, 34, true),
+        9 => ("Q8_1", 32, 36, true),
+        10 => ("Q2_K", 256, 84, true),
+        11 => ("Q3_K", 256, 110, true),
+        12 => ("Q4_K", 256, 144, true),
+        13 => ("Q5_K", 256, 176, true),
+        14 => ("Q6_K", 256, 210, true),
+        15 => ("Q8_K", 256, 292, true),
+        16 => ("IQ2_XXS", 256, 66, false),
+        17 => ("IQ2_XS", 256, 74, false),
+        18 => ("IQ3_XXS", 256, 98, false),
+        19 => ("IQ1_S", 256, 50, false),
+        20 => ("IQ4_NL", 32, 18, false),
+        21 => ("IQ3_S", 256, 110, false),
+        22 => ("IQ2_S", 256, 82, false),
+        23 => ("IQ4_XS", 256, 136, false),
+        24 => ("I8", 1, 1, false),
+        25 => ("I16", 1, 2, false),
+        26 => ("I32", 1, 4, false),
+        27 => ("I64", 1, 8, false),
+        28 => ("F64", 1, 8, false),
+        29 => ("IQ1_M", 256, 56, false),
+        30 => ("BF16", 1, 2, true),
+        34 => ("TQ1_0", 256, 54, false),
+        35 => ("TQ2_0", 256, 66, false),
+        39 => ("MXFP4", 32, 17, false),
         _ => return None,
     };
-    Some(Layout { name, block, bytes })
+    Some(Layout {
+        name,
+        block,
+        bytes,
+        is_supported,
+    })
 }
 
 #[cfg(test)]
@@ -294,9 +326,14 @@ mod tests {
 
     /// A whole little file: two metadata entries, one list, one tensor of 64 elements in `kind`.
     fn file(kind: u32, data: usize) -> Vec<u8> {
+        file_of(&[(kind, 64)], data)
+    }
+
+    /// The same with these tensors, type and number of elements, all at the same place.
+    fn file_of(tensors: &[(u32, u64)], data: usize) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3_u32.to_le_bytes());
-        out.extend(1_u64.to_le_bytes());
+        out.extend((tensors.len() as u64).to_le_bytes());
         out.extend(3_u64.to_le_bytes());
         text(&mut out, "general.architecture");
         out.extend(8_u32.to_le_bytes());
@@ -310,17 +347,27 @@ mod tests {
         out.extend(2_u64.to_le_bytes());
         text(&mut out, "a");
         text(&mut out, "b");
-        text(&mut out, "blk.0.weight");
-        out.extend(1_u32.to_le_bytes());
-        out.extend(64_u64.to_le_bytes());
-        out.extend(kind.to_le_bytes());
-        out.extend(0_u64.to_le_bytes());
+        for (kind, elements) in tensors {
+            text(&mut out, "blk.0.weight");
+            out.extend(1_u32.to_le_bytes());
+            out.extend(elements.to_le_bytes());
+            out.extend(kind.to_le_bytes());
+            out.extend(0_u64.to_le_bytes());
+        }
         out.resize(out.len().next_multiple_of(32) + data, 0);
         out
     }
 
-    fn read(bytes: &[u8]) -> Result<Summary, Fault> {
+    fn read(bytes: &[u8]) -> Result<Summary, Refusal> {
         read_head(bytes, bytes.len() as u64)
+    }
+
+    #[track_caller]
+    fn damage(bytes: &[u8]) -> String {
+        match read(bytes) {
+            Err(Refusal::Damaged(fault)) => fault,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -342,7 +389,7 @@ mod tests {
 
     #[test]
     fn tensors_beyond_the_end_are_named_with_both_figures() {
-        let Fault(text) = read(&file(3, 39)).unwrap_err();
+        let text = damage(&file(3, 39));
         let whole = file(3, 40).len();
         assert!(
             text.contains(&format!("end at byte {whole}, but it has only {} bytes", whole - 1)),
@@ -355,14 +402,37 @@ mod tests {
         for at in [8, 16] {
             let mut bytes = file(3, 40);
             bytes[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
-            let Fault(text) = read(&bytes).unwrap_err();
+            let text = damage(&bytes);
             assert!(text.contains("more than it has room for"), "{text}");
         }
     }
 
     #[test]
-    fn other_files_and_unknown_types_are_refused() {
-        assert!(read(b"<html>404</html>").unwrap_err().0.contains("does not begin with"));
-        assert!(read(&file(99, 40)).unwrap_err().0.contains("type 99"));
+    fn tensors_larger_together_than_a_number_holds_are_refused() {
+        let text = damage(&file_of(&[(0, 1 << 61), (0, 1 << 61)], 40));
+        assert!(text.contains("its tensors end at byte"), "{text}");
+        assert!(damage(&file_of(&[(0, u64::MAX)], 40)).contains("overflows"));
+    }
+
+    #[test]
+    fn a_sound_file_the_engine_cannot_compute_with_is_not_called_damaged() {
+        for (tensors, size, name) in [
+            (&[(23, 256)][..], 136, "IQ4_XS"),
+            (&[(39, 64)], 34, "MXFP4"),
+            (&[(12, 256), (20, 32)], 144, "IQ4_NL"),
+            (&[(12, 256), (99, 32)], 144, "99"),
+        ] {
+            let whole = file_of(tensors, size);
+            assert!(
+                matches!(read(&whole), Err(Refusal::Unsupported(kind)) if kind == name),
+                "{name}"
+            );
+            assert!(damage(&whole[..whole.len() - 1]).contains("its tensors end at byte"));
+        }
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        assert!(damage(b"<html>404</html>").contains("does not begin with"));
     }
 }

@@ -308,6 +308,18 @@ pub enum LoadError {
         /// What is wrong with it.
         fault: String,
     },
+    /// A sound file, with weights the engine has no arithmetic for.
+    #[error(
+        "{} has weights of type {kind}, which the engine cannot compute with; \
+         get the model quantised as Q4_K_M (Q2_K to Q8_0, F16, BF16 and F32 work too, IQ… and MXFP4 do not)",
+        path.display()
+    )]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The tensors' type, as ggml names it, or its number.
+        kind: String,
+    },
     /// This program was built without what the device needs.
     #[error(
         "this hive-worker was built without support for `{device}`; build it with `cargo build -p worker --features {feature}`, or take another --device"
