@@ -63,7 +63,7 @@ pub struct Model {
 /// The model that a name or source means, from the store or, if it is not there yet, from the first of its sources
 /// that gives it.
 pub async fn ensure(config: &Config, out: &Output, wanted: &str) -> Result<Model, Failure> {
-    Ok(obtain(config, out, wanted, None, false).await?.0)
+    Ok(fetch(config, out, wanted, None, false).await?.0)
 }
 
 /// As [`ensure`], under another name if one is given, and anew if `force`; also tells whether anything was fetched.
@@ -75,13 +75,6 @@ pub async fn fetch(
     force: bool,
 ) -> Result<(Model, bool), Failure> {
     Ok(obtain(config, out, wanted, name, force).await?)
-}
-
-/// The model that a name or source means, if it is in the store.
-pub fn find(config: &Config, wanted: &str) -> Result<Option<Model>, Failure> {
-    let store = Store::new(&config.models);
-    let request = Request::read(config, &store, wanted, None)?;
-    Ok(request.in_store(&store)?.map(|manifest| store.model(&manifest)))
 }
 
 /// What was asked for.

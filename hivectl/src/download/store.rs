@@ -62,11 +62,6 @@ impl Store {
         Self { root: root.to_owned() }
     }
 
-    /// The folder of all models.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The folder of the model of that name: distinct names have distinct folders.
     pub fn folder(&self, name: &ModelName) -> PathBuf {
         self.root.join(folder_name(name))

@@ -49,21 +49,6 @@ pub async fn everything(
     Ok(stopped)
 }
 
-/// Ends everything at once, without a word to anybody.
-pub fn at_once(config: &Config) {
-    let mut processes: Vec<ProcessMark> = state::workers(config).into_iter().map(|run| run.process).collect();
-    processes.extend(state::gateway(config).map(|run| run.process));
-    processes.extend(state::supervisor(config).and_then(|run| run.gateway));
-    for process in &processes {
-        // What cannot be signalled is gone, or was never ours.
-        let _ = process::send(process, Signal::SIGKILL);
-    }
-    for run in state::workers(config) {
-        state::forget_worker(config, &run.spec.id, &run.process);
-    }
-    state::forget_gateway(config);
-}
-
 /// Stops one process: SIGTERM, once `enough` ends a second one, at last SIGKILL.
 pub async fn one(
     process: &ProcessMark,
