@@ -119,8 +119,20 @@ pub fn inspect(reader: &mut Reader) -> Result<Facts, String> {
             elements = elements.and_then(|elements| elements.checked_mul(dimension));
         }
         let (kind, offset) = (reader.u32()?, reader.u64()?);
+        // How much room an unknown type takes is unknown too.
+        let (block, bytes) = match layout(kind) {
+            Some((_, block, bytes, true)) => (block, bytes),
+            Some((name, block, bytes, false)) => {
+                facts.unsupported.get_or_insert_with(|| name.to_owned());
+                (block, bytes)
+            }
+            None => {
+                facts.unsupported.get_or_insert_with(|| kind.to_string());
+                (1, 0)
+            }
+        };
         let end = elements
-            .and_then(|elements| tensor_bytes(kind, elements))
+            .and_then(|elements| elements.div_ceil(block).checked_mul(bytes))
             .and_then(|bytes| offset.checked_add(bytes));
         let end = end.ok_or_else(|| format!("tensor {} has an impossible size", name.escape_ascii()))?;
         end_of_data = end_of_data.max(end);
@@ -172,38 +184,44 @@ fn value(reader: &mut Reader, kind: u32, depth: u32) -> Result<Option<u64>, Stri
     })
 }
 
-/// The bytes of so many elements of a ggml type, each block of elements taking so many bytes (`ggml.c`); a type that
-/// is not known here counts as nothing.
-fn tensor_bytes(kind: u32, elements: u64) -> Option<u64> {
-    let (block, bytes) = match kind {
-        24 => (1, 1),
-        1 | 25 | 30 => (1, 2),
-        0 | 26 => (1, 4),
-        27 | 28 => (1, 8),
-        39 => (32, 17),
-        2 | 20 => (32, 18),
-        3 => (32, 20),
-        6 => (32, 22),
-        7 => (32, 24),
-        8 => (32, 34),
-        9 => (32, 36),
-        19 => (256, 50),
-        34 => (256, 54),
-        29 => (256, 56),
-        16 | 35 => (256, 66),
-        17 => (256, 74),
-        22 => (256, 82),
-        10 => (256, 84),
-        18 => (256, 98),
-        11 | 21 => (256, 110),
-        23 => (256, 136),
-        12 => (256, 144),
-        13 => (256, 176),
-        14 => (256, 210),
-        15 => (256, 292),
-        _ => return Some(0),
-    };
-    elements.div_ceil(block).checked_mul(bytes)
+/// The tensor types by their number in the file (`ggml.h`, sizes from `ggml.c`): name, so many elements in so many
+/// bytes, and whether the worker's engine can compute with it. `worker/src/engine/gguf.rs` says the same.
+fn layout(kind: u32) -> Option<(&'static str, u64, u64, bool)> {
+    Some(match kind {
+        0 => ("F32", 1, 4, true),
+        1 => ("F16", 1, 2, true),
+        2 => ("Q4_0", 32, 18, true),
+        3 => ("Q4_1", 32, 20, true),
+        6 => ("Q5_0", 32, 22, true),
+        7 => ("Q5_1", 32, 24, true),
+        8 => ("Q8_0", 32, 34, true),
+        9 => ("Q8_1", 32, 36, true),
+        10 => ("Q2_K", 256, 84, true),
+        11 => ("Q3_K", 256, 110, true),
+        12 => ("Q4_K", 256, 144, true),
+        13 => ("Q5_K", 256, 176, true),
+        14 => ("Q6_K", 256, 210, true),
+        15 => ("Q8_K", 256, 292, true),
+        16 => ("IQ2_XXS", 256, 66, false),
+        17 => ("IQ2_XS", 256, 74, false),
+        18 => ("IQ3_XXS", 256, 98, false),
+        19 => ("IQ1_S", 256, 50, false),
+        20 => ("IQ4_NL", 32, 18, false),
+        21 => ("IQ3_S", 256, 110, false),
+        22 => ("IQ2_S", 256, 82, false),
+        23 => ("IQ4_XS", 256, 136, false),
+        24 => ("I8", 1, 1, false),
+        25 => ("I16", 1, 2, false),
+        26 => ("I32", 1, 4, false),
+        27 => ("I64", 1, 8, false),
+        28 => ("F64", 1, 8, false),
+        29 => ("IQ1_M", 256, 56, false),
+        30 => ("BF16", 1, 2, true),
+        34 => ("TQ1_0", 256, 54, false),
+        35 => ("TQ2_0", 256, 66, false),
+        39 => ("MXFP4", 32, 17, false),
+        _ => return None,
+    })
 }
 
 fn quantization(file_type: u64) -> Option<String> {
@@ -270,6 +288,10 @@ mod tests {
 
     /// A GGUF of one tensor of 64 elements of type `Q4_1` (40 bytes), whose counts and offset can be wrong.
     fn file(version: u32, keys: u64, tensors: u64, dimension: u64, offset: u64) -> Vec<u8> {
+        file_of(3, version, keys, tensors, dimension, offset)
+    }
+
+    fn file_of(kind: u32, version: u32, keys: u64, tensors: u64, dimension: u64, offset: u64) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         let text = |bytes: &mut Vec<u8>, text: &str| {
             bytes.extend((text.len() as u64).to_le_bytes());
@@ -290,7 +312,7 @@ mod tests {
         text(&mut bytes, "w");
         bytes.extend(1_u32.to_le_bytes());
         bytes.extend(dimension.to_le_bytes());
-        bytes.extend(3_u32.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
         bytes.extend(offset.to_le_bytes());
         bytes.resize(bytes.len().next_multiple_of(32) + 40, 0);
         bytes
@@ -308,8 +330,17 @@ mod tests {
         let facts = Facts {
             quantization: Some("Q4_1".into()),
             context: Some(8192),
+            unsupported: None,
         };
         assert_eq!(inspect_bytes(&file(3, 3, 1, 64, 0)), Ok(facts));
+    }
+
+    #[test]
+    fn weights_the_engine_cannot_compute_with_are_named() {
+        for (kind, name) in [(20, Some("IQ4_NL")), (39, Some("MXFP4")), (99, Some("99")), (8, None)] {
+            let facts = inspect_bytes(&file_of(kind, 3, 3, 1, 32, 0)).unwrap();
+            assert_eq!(facts.unsupported.as_deref(), name);
+        }
     }
 
     #[test]

@@ -264,6 +264,11 @@ async fn from_one(
             return Err(error);
         }
     };
+    if let Some(kind) = &facts.unsupported {
+        out.note(format_args!(
+            "{name} has weights of type {kind}, which hive-worker cannot compute with; get it quantised as Q4_K_M"
+        ));
+    }
     Ok(Manifest {
         name: name.clone(),
         source: source.to_string(),
@@ -285,6 +290,7 @@ fn inspect(draft: &Draft, files: &[StoredFile]) -> Result<weights::Facts> {
             })?;
         facts.quantization = facts.quantization.or(found.quantization);
         facts.context = facts.context.or(found.context);
+        facts.unsupported = facts.unsupported.or(found.unsupported);
     }
     Ok(facts)
 }

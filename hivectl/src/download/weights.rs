@@ -23,6 +23,8 @@ pub struct Facts {
     pub quantization: Option<String>,
     /// The longest context it was made for, in tokens.
     pub context: Option<u64>,
+    /// A tensor type among its weights that the worker's engine cannot compute with.
+    pub unsupported: Option<String>,
 }
 
 /// Checks one file of a model by its header and tells what it says; an `Err` is the reason why it is not sound.
@@ -180,6 +182,7 @@ fn json(name: &str, path: &Path) -> Result<Facts, String> {
     Ok(Facts {
         quantization: quantization.or_else(dtype),
         context: config.max_position_embeddings,
+        unsupported: None,
     })
 }
 
@@ -260,7 +263,8 @@ mod tests {
             facts,
             Facts {
                 quantization: Some("BF16".into()),
-                context: Some(2048)
+                context: Some(2048),
+                unsupported: None,
             }
         );
         let facts = inspect_bytes(
