@@ -36,8 +36,11 @@ pub struct Config {
     /// Scheme, host and port of the control plane, if named (`--control-url`, `HIVE_CONTROL_URL`).
     pub control_url: Option<String>,
     /// Scheme, host and port of the data plane, if named (`data_url` in the file, else `OPENAI_BASE_URL` where it
-    /// points to the host of `HIVE_CONTROL_URL`).
+    /// points to the host of `HIVE_CONTROL_URL` and `OPENAI_API_KEY` stands beside it).
     pub data_url: Option<String>,
+    /// The key for that `OPENAI_BASE_URL`: others may listen on the gateway's host too, and none of them gets a key of
+    /// ours.
+    pub inference_key: Option<SecretString>,
     /// Where the gateway's data plane shall listen (`[server] listen` in the file, `HIVE_GATEWAY__SERVER__LISTEN`).
     pub data_listen: Option<SocketAddr>,
     /// Where the gateway's control plane shall listen (`[control] listen`, `HIVE_GATEWAY__CONTROL__LISTEN`).
@@ -178,11 +181,18 @@ impl Config {
             .unwrap_or_else(|| HUB_ENDPOINT.to_owned());
 
         let control_from_env = about_this("HIVE_CONTROL_URL")?;
-        let data_url = file.data_url.or(about_this("OPENAI_BASE_URL")?.filter(|base| {
-            control_from_env
-                .as_deref()
-                .is_some_and(|control| host_of(control).is_some() && host_of(control) == host_of(base))
-        }));
+        let secret = |name: &str| Ok::<_, Failure>(about_this(name)?.map(|key| SecretString::from(key.trim())));
+        let on_the_same_host = |base: &String| {
+            let control = control_from_env.as_deref().filter(|_| flags.control_url.is_none());
+            control.is_some_and(|control| host_of(control).is_some() && host_of(control) == host_of(base))
+        };
+        let openai = about_this("OPENAI_BASE_URL")?
+            .filter(on_the_same_host)
+            .zip(secret("OPENAI_API_KEY")?);
+        let (data_url, inference_key) = match (file.data_url, openai) {
+            (Some(url), _) => (Some(url), None),
+            (None, openai) => openai.unzip(),
+        };
         let control_url = flags.control_url.clone().or(control_from_env).or(file.control_url);
         Ok(Self {
             models: absolute(&models)?,
@@ -196,7 +206,8 @@ impl Config {
                 .map(|url| base_url("the control plane's URL", &url))
                 .transpose()?,
             data_url: data_url.map(|url| base_url("the data plane's URL", &url)).transpose()?,
-            admin_key: about_this("HIVE_ADMIN_KEY")?.map(|key| SecretString::from(key.trim())),
+            inference_key,
+            admin_key: secret("HIVE_ADMIN_KEY")?,
             model: about_this("HIVE_MODEL")?.or(file.model),
             ssh_config: file.ssh_config.map(|config| home.join(config)),
             cargo: path("CARGO"),
@@ -348,10 +359,18 @@ mod tests {
         let elsewhere = ("OPENAI_BASE_URL", "https://api.openai.com/v1");
         let ours = ("HIVE_CONTROL_URL", "http://10.0.0.7:7412");
         let home = ("HOME", "/h");
-        assert_eq!(resolve(None, &[home, elsewhere]).unwrap().data_url, None);
-        assert_eq!(resolve(None, &[home, elsewhere, ours]).unwrap().data_url, None);
-        let config = resolve(None, &[home, ours, ("OPENAI_BASE_URL", "http://10.0.0.7:7411/v1/")]).unwrap();
+        let key = ("OPENAI_API_KEY", "sk-a");
+        assert!(resolve(None, &[home, elsewhere, key]).unwrap().data_url.is_none());
+        assert!(resolve(None, &[home, elsewhere, key, ours]).unwrap().data_url.is_none());
+        let (base, key) = (
+            ("OPENAI_BASE_URL", "http://10.0.0.7:7411/v1/"),
+            ("OPENAI_API_KEY", "hvk_a"),
+        );
+        // An address without the key that belongs to it is no use: ours must not go there instead.
+        assert!(resolve(None, &[home, ours, base]).unwrap().data_url.is_none());
+        let config = resolve(None, &[home, ours, base, key]).unwrap();
         assert_eq!(config.data_url.as_deref(), Some("http://10.0.0.7:7411"));
+        assert_eq!(config.inference_key.unwrap().expose_secret(), "hvk_a");
         assert_eq!(
             resolve(None, &[home, ("HIVE_CONTROL_URL", "10.0.0.7")])
                 .unwrap_err()

@@ -43,33 +43,31 @@ pub struct Gateway {
 impl Gateway {
     /// The gateway that the configuration names, else the one that runs in the state folder.
     pub fn find(config: &Config) -> Result<Self, Failure> {
-        let local = state::gateway(config);
-        match (&config.control_url, local) {
-            (Some(control_url), local) => {
-                let ours = local.filter(|run| run.control_url == *control_url);
-                let data_url = config
-                    .data_url
-                    .clone()
-                    .or_else(|| ours.as_ref().map(|run| run.data_url.clone()));
-                let inference_key = if ours.is_some() {
-                    state::read_secret(&config.key_file("inference"))?
-                } else {
-                    None
-                };
-                let admin_key = match &config.admin_key {
-                    Some(key) => Some(key.clone()),
-                    // A key file belongs to this state folder's gateway; another one must not see it.
-                    None if ours.is_some() => state::read_secret(&config.key_file("admin"))?,
-                    None => None,
-                };
-                Self::new(control_url.clone(), data_url, admin_key, inference_key)
+        let named = config.control_url.as_deref();
+        // A key file and an address in `run/` belong to this state folder's gateway; another one must not see them.
+        let ours = state::gateway(config).filter(|run| named.is_none_or(|url| run.control_url == url));
+        let gateway = match (ours, named) {
+            (Some(run), _) => Self::local(config, &run)?,
+            (None, Some(url)) => Self::new(
+                url.to_owned(),
+                config.data_url.clone(),
+                None,
+                config.inference_key.clone(),
+            )?,
+            (None, None) => {
+                return Err(Failure::other_side(
+                    format!("no gateway runs in {}", config.home.display()),
+                    "start it with `hivectl up`, or name another state folder with --state-dir",
+                ));
             }
-            (None, Some(run)) => Self::local(config, &run),
-            (None, None) => Err(Failure::other_side(
-                format!("no gateway runs in {}", config.home.display()),
-                "start it with `hivectl up`, or name another state folder with --state-dir",
-            )),
-        }
+        };
+        Ok(match &config.admin_key {
+            Some(key) => Self {
+                admin_key: Some(key.clone()),
+                ..gateway
+            },
+            None => gateway,
+        })
     }
 
     /// The gateway that runs in the state folder, with the keys that lie there.
@@ -301,7 +299,7 @@ impl Gateway {
         self.data_url.as_deref().ok_or_else(|| {
             Failure::usage(
                 format!("the data plane of the gateway at {} is not known", self.control_url),
-                "set `data_url` under [hivectl] in config.toml, or OPENAI_BASE_URL as `hivectl up --print-env` gives it",
+                "set `data_url` under [hivectl] in config.toml, or OPENAI_BASE_URL and OPENAI_API_KEY as `hivectl up --print-env` gives them",
             )
         })
     }

@@ -1,10 +1,10 @@
 //! `hivectl jobs …`: requests, how they end, and what the books say.
 
-use std::{fs::File, process::Stdio};
+use std::{fs::File, net::TcpListener, process::Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::house::{House, eventually};
+use crate::house::{House, Started, eventually};
 
 #[test]
 fn a_job_tells_its_id_and_streams_its_tokens() {
@@ -54,6 +54,35 @@ fn a_job_tells_its_id_and_streams_its_tokens() {
         (&job["model"], &job["worker"], &job["completion_tokens"]),
         (&"echo".into(), &"scripted-0".into(), &2.into())
     );
+}
+
+#[test]
+fn a_prompt_and_a_key_never_go_to_whoever_else_listens_on_the_gateways_host() {
+    let (house, elsewhere) = (House::new(), House::new());
+    house.up(&[]);
+    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    let (ours, theirs) = (
+        house.exported("OPENAI_BASE_URL"),
+        format!("http://{}/v1", stranger.local_addr().unwrap()),
+    );
+    let submit = |from: &House, base_url: &str, with_key: bool| {
+        let mut submit = from.command(&["jobs", "submit", "--model", "echo", "--prompt", "one two"]);
+        for name in ["HIVE_CONTROL_URL", "HIVE_ADMIN_KEY"] {
+            submit.env(name, house.exported(name));
+        }
+        if with_key {
+            submit.env("OPENAI_API_KEY", house.exported("OPENAI_API_KEY"));
+        }
+        submit.env("OPENAI_BASE_URL", base_url);
+        Started::new(submit).end()
+    };
+    // What our own gateway wrote down counts more than what a shell says for other tools.
+    assert_eq!(submit(&house, &theirs, true).expect(0).stdout, "one two\n");
+    // Where nothing is written down, the address needs its own key beside it.
+    submit(&elsewhere, &theirs, false).expect(2).says("OPENAI_API_KEY");
+    assert_eq!(submit(&elsewhere, &ours, true).expect(0).stdout, "one two\n");
+    assert!(stranger.accept().is_err());
 }
 
 #[test]
