@@ -73,11 +73,14 @@ fn list(config: &Config, output: &Output, with_catalogue: bool) -> Result<(), Fa
         .filter(|entry| models.iter().all(|model| model.name != entry.name))
         .collect();
     if output.is_json() {
-        let rows: Vec<_> = catalogue
-            .entries()
-            .map(|entry| Facts::of(&entry.name, &store, Some(entry), None))
-            .collect();
-        output.json(&rows);
+        let here = whole.iter().map(|manifest| {
+            let name = &manifest.name;
+            Facts::of(name, &store, catalogue.get(name.as_str()), Some(manifest))
+        });
+        let missing = missing
+            .iter()
+            .map(|entry| Facts::of(&entry.name, &store, Some(entry), None));
+        output.json(&here.chain(missing).collect::<Vec<_>>());
         return Ok(());
     }
     let rows: Vec<Vec<String>> = models

@@ -48,6 +48,33 @@ fn a_file_from_the_hub_becomes_a_model_that_can_be_listed_shown_verified_and_rem
 }
 
 #[test]
+fn the_catalogue_is_listed_together_with_what_is_here() {
+    let user = User::of("http://127.0.0.1:1");
+    let file = user.path("some.gguf");
+    fs::write(&file, gguf(1_000, 0)).unwrap();
+    let file = file.to_str().unwrap();
+    user.run(&["download", file, "--name", "qwen"]).expect(0);
+    user.run(&["download", file]).expect(0);
+    let listed = user.run(&["list", "--catalogue", "--json"]).expect(0).stdout;
+    let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
+    let model = |name: &str| {
+        let mut all = listed.iter().filter(|model| model["name"] == name);
+        let model = all.next().unwrap();
+        assert!(all.next().is_none(), "{name} is listed twice");
+        (&model["downloaded"], &model["path"], &model["licence"])
+    };
+    assert_eq!(model("some"), (&json!(true), &user.list()[1]["path"], &Value::Null));
+    assert_eq!(
+        model("qwen"),
+        (&json!(true), &user.list()[0]["path"], &json!("Apache-2.0"))
+    );
+    assert_eq!(
+        (model("tinyllama").0, model("tinyllama").1),
+        (&json!(false), &Value::Null)
+    );
+}
+
+#[test]
 fn sources_are_tried_in_order_with_a_sentence_for_each_that_fails() {
     let hub = FakeHub::start(|_, asked| match asked.path.as_str() {
         "/good/m.gguf" => Reply::bytes(asked, &gguf(1_000, 0)),
