@@ -179,6 +179,15 @@ impl Output {
         }
     }
 
+    /// What was done, for commands without any other result: with `--json` as a document on stdout, else as a note.
+    pub fn done(&self, json: &impl Serialize, note: impl fmt::Display) {
+        if self.is_json() {
+            self.json(json);
+        } else {
+            self.note(note);
+        }
+    }
+
     /// Rows below their headers, on stdout, each column as wide as its widest cell.
     pub fn table(&self, headers: &[&str], rows: &[Vec<String>]) {
         let cells: Vec<Vec<String>> = rows

@@ -19,7 +19,8 @@ use crate::{
 /// The longest wait for a sign of life.
 const SILENCE: Duration = Duration::from_secs(300);
 
-/// Reads what is said line by line and streams each answer. Ctrl-C stops an answer, Ctrl-D or `/exit` the chat.
+/// Reads what is said line by line and streams each answer, or prints it as one JSON object. Ctrl-C stops an answer,
+/// Ctrl-D or `/exit` the chat.
 pub async fn run(args: Chat, config: &Config, output: &Output, signals: &mut Signals) -> Result<(), Failure> {
     let gateway = Gateway::find(config)?;
     let model = match args.model {
@@ -63,7 +64,16 @@ pub async fn run(args: Chat, config: &Config, output: &Output, signals: &mut Sig
             },
         };
         match outcome {
-            Ok(answer) => messages.push(json!({ "role": "assistant", "content": answer.text })),
+            Ok(answer) => {
+                if output.is_json() {
+                    output.json(&json!({
+                        "model": model,
+                        "text": answer.text,
+                        "finish_reason": answer.finish_reason,
+                    }));
+                }
+                messages.push(json!({ "role": "assistant", "content": answer.text }));
+            }
             Err(failure) if interactive => {
                 // What was not answered is not part of the conversation.
                 messages.pop();

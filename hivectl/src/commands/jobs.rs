@@ -93,7 +93,10 @@ pub async fn list(limit: u32, config: &Config, output: &Output) -> Result<(), Fa
 /// Stops a request that waits or runs.
 pub async fn cancel(id: &str, config: &Config, output: &Output) -> Result<(), Failure> {
     Gateway::find(config)?.cancel(id).await?;
-    output.note(format_args!("job {id} is cancelled"));
+    output.done(
+        &json!({ "id": id, "cancelled": true }),
+        format_args!("job {id} is cancelled"),
+    );
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
 use wire::{CreatedKey, KeyLimits, KeyView, NewKey, RotateKey};
 
 use crate::{
@@ -50,7 +51,10 @@ pub async fn run(command: KeysCommand, config: &Config, output: &Output) -> Resu
         }
         KeysCommand::Revoke { id } => {
             gateway.revoke_key(&id).await?;
-            output.note(format_args!("key {id} is revoked"));
+            output.done(
+                &json!({ "id": id, "revoked": true }),
+                format_args!("key {id} is revoked"),
+            );
         }
     }
     Ok(())

@@ -14,7 +14,8 @@ use crate::{
 #[derive(Serialize)]
 struct Status<'a> {
     gateway: Option<GatewayLine>,
-    workers: Vec<WorkerLine<'a>>,
+    /// None if the gateway does not tell.
+    workers: Option<Vec<WorkerLine<'a>>>,
 }
 
 #[derive(Serialize)]
@@ -25,18 +26,14 @@ struct GatewayLine {
     ready: bool,
 }
 
-/// Prints what runs; fails if nothing does.
+/// Prints what runs; fails if nothing does, or if the gateway does not tell its workers.
 pub async fn run(config: &Config, output: &Output) -> Result<(), Failure> {
     let run = state::gateway(config);
-    let (mut views, mut ready) = (Vec::new(), false);
-    let mut unknown = None;
+    let (mut workers, mut ready) = (Ok(Vec::new()), false);
     if let Some(run) = &run {
         let client = Gateway::local(config, run)?;
         ready = client.is_ready().await;
-        match client.workers().await {
-            Ok(workers) => views = workers,
-            Err(failure) => unknown = Some(failure),
-        }
+        workers = client.workers().await;
     }
     let gateway = run.map(|run| GatewayLine {
         pid: run.process.pid,
@@ -45,15 +42,15 @@ pub async fn run(config: &Config, output: &Output) -> Result<(), Failure> {
         ready,
     });
     if output.is_json() {
+        let is_up = gateway.is_some();
         output.json(&Status {
             gateway,
-            workers: views.iter().map(WorkerLine::from).collect(),
+            workers: workers
+                .as_ref()
+                .ok()
+                .map(|views| views.iter().map(WorkerLine::from).collect()),
         });
-        return if state::gateway(config).is_some() {
-            Ok(())
-        } else {
-            Err(nothing(config))
-        };
+        return if is_up { workers.map(drop) } else { Err(nothing(config)) };
     }
     let Some(gateway) = gateway else {
         return Err(nothing(config));
@@ -79,12 +76,9 @@ pub async fn run(config: &Config, output: &Output) -> Result<(), Failure> {
             "no supervisor keeps it up; `hivectl up --detach` takes it over, `hivectl down` stops it",
         ),
     }
-    if let Some(failure) = unknown {
-        output.failure(&failure);
-    } else {
-        output.line("");
-        worker::table(&views, output);
-    }
+    let views = workers?;
+    output.line("");
+    worker::table(&views, output);
     Ok(())
 }
 

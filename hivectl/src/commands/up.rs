@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::jobs;
+use super::jobs::{self, Answer};
 use crate::{
     checkout::Programs,
     cli::{Backend, Up},
@@ -55,12 +55,8 @@ pub async fn run(args: &Up, config: &Config, output: &Output, signals: &mut Sign
     match found {
         Found::Running => {
             output.note("this hive is up already");
-            let told = async {
-                tell(args, config, output)?;
-                ask(args, config, output).await
-            };
             tokio::select! {
-                outcome = told => outcome,
+                outcome = welcome(args, config, output) => outcome,
                 wish = signals.next() => Err(interrupted(wish)),
             }
         }
@@ -206,10 +202,7 @@ async fn foreground(
     let mut lock = Some(lock);
     let when_ready = async || {
         lock.take();
-        if !args.once {
-            tell(args, config, output)?;
-        }
-        match ask(args, config, output).await {
+        match welcome(args, config, output).await {
             outcome if args.once => outcome.map(|()| Then::Stop),
             outcome => {
                 // The hive is up, whatever became of the question.
@@ -294,16 +287,31 @@ async fn detached(
         return outcome;
     }
     drop(lock);
-    tell(args, config, output)?;
     tokio::select! {
-        outcome = ask(args, config, output) => outcome,
+        outcome = welcome(args, config, output) => outcome,
         wish = signals.next() => Err(interrupted(wish)),
     }
 }
 
-async fn ask(args: &Up, config: &Config, output: &Output) -> Result<(), Failure> {
-    let Some(question) = &args.ask else { return Ok(()) };
-    let model = Facts::of(config)?.model;
+/// Tells how to use the hive that is up, and answers the question if there is one. As JSON both are one object, which
+/// comes when the answer has ended.
+async fn welcome(args: &Up, config: &Config, output: &Output) -> Result<(), Failure> {
+    note_differences(args, config, output);
+    let facts = Facts::of(config)?;
+    if !output.is_json() {
+        facts.tell(args, output);
+    }
+    let asked = match &args.ask {
+        Some(question) => Some(ask(question, &facts.model, args, config, output).await),
+        None => None,
+    };
+    if output.is_json() {
+        output.json(&facts.json(asked.as_ref()));
+    }
+    asked.map_or(Ok(()), |outcome| outcome.map(drop))
+}
+
+async fn ask(question: &str, model: &str, args: &Up, config: &Config, output: &Output) -> Result<Answer, Failure> {
     let gateway = state::gateway(config).ok_or_else(|| {
         Failure::other_side(
             "the gateway has gone",
@@ -318,14 +326,7 @@ async fn ask(args: &Up, config: &Config, output: &Output) -> Result<(), Failure>
     let chat = Gateway::local(config, &gateway)?
         .chat(&body, Duration::from_secs(args.timeout))
         .await?;
-    jobs::stream(chat.pieces, output).await.map(drop)
-}
-
-/// Says how to use the hive that is up.
-fn tell(args: &Up, config: &Config, output: &Output) -> Result<(), Failure> {
-    note_differences(args, config, output);
-    Facts::of(config)?.tell(args, output);
-    Ok(())
+    jobs::stream(chat.pieces, output).await
 }
 
 /// Says what this command line asked for and the running hive does not have; also a gateway that outlived its

@@ -32,7 +32,10 @@ fn an_attached_server_is_listed_answers_and_can_be_taken_out() {
     assert_eq!(answer, "from next door\n");
 
     ours.run(&["worker", "stop", &id]).expect(2).says("worker detach");
-    ours.run(&["worker", "detach", &id]).expect(0);
+    assert_eq!(
+        ours.json(&["worker", "detach", &id]),
+        serde_json::json!({"id": id, "detached": true})
+    );
     assert_eq!(ours.worker(&id), None);
     assert_eq!(theirs.json(&["status"])["gateway"]["ready"], true);
 }

@@ -23,6 +23,23 @@ fn down_is_idempotent_and_status_fails_when_nothing_runs() {
 }
 
 #[test]
+fn a_status_that_cannot_tell_the_workers_fails() {
+    let house = House::new();
+    house.up(&[]);
+    let key = house.home().join("keys/admin");
+    let away = house.path("admin");
+    fs::rename(&key, &away).unwrap();
+    house.run(&["status"]).expect(2).says("no admin key");
+    let status = house.run(&["status", "--json"]).expect(2).says("no admin key").stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(
+        (&status["gateway"]["ready"], &status["workers"]),
+        (&json!(true), &json!(null))
+    );
+    fs::rename(&away, &key).unwrap();
+}
+
+#[test]
 fn down_stops_workers_that_were_spawned_too() {
     let house = House::new();
     house.up(&[]);

@@ -137,7 +137,10 @@ fn a_job_can_be_cancelled_by_its_id() {
     house.up(&["--script", &script]);
     let job = house.start(&["jobs", "submit", "--model", "echo", "--prompt", "x"]);
     let id = eventually("the job runs", || job.stderr().lines().next().map(str::to_owned));
-    house.run(&["jobs", "cancel", &id]).expect(0);
+    assert_eq!(
+        house.json(&["jobs", "cancel", &id]),
+        serde_json::json!({"id": id, "cancelled": true})
+    );
     job.end().expect(1).says("cancelled");
     house.run(&["jobs", "cancel", "nothing"]).expect(2);
     house.run(&["jobs", "cancel", "../keys"]).expect(2);

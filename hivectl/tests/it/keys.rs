@@ -26,7 +26,10 @@ fn a_key_works_until_it_is_revoked_and_its_secret_is_shown_once() {
         Started::new(command).end()
     };
     list().expect(0);
-    house.run(&["keys", "revoke", &id]).expect(0);
+    assert_eq!(
+        house.json(&["keys", "revoke", &id]),
+        serde_json::json!({"id": id, "revoked": true})
+    );
     list().expect(1).says("revoked");
     house.run(&["keys", "revoke", "nothere1"]).expect(2);
     house.run(&["keys", "create", "x", "--scope", "everything"]).expect(2);

@@ -172,6 +172,27 @@ fn ask_once_prints_only_the_answer_and_shuts_down() {
 }
 
 #[test]
+fn as_json_the_facts_and_the_answer_are_one_object() {
+    let house = House::new();
+    let facts = |asked: &[&str]| {
+        let ended = house
+            .start_up(&[asked, &["--detach", "--json"]].concat())
+            .end()
+            .expect(0);
+        serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap()
+    };
+    let with_answer = facts(&["--ask", "one two"]);
+    assert_eq!(
+        (&with_answer["model"], &with_answer["answer"]),
+        (&json!("echo"), &json!("one two"))
+    );
+    let mut without = facts(&[]);
+    assert_eq!(without.get("answer"), None);
+    without["answer"] = json!("one two");
+    assert_eq!(without, with_answer);
+}
+
+#[test]
 fn the_printed_lines_work_when_pasted() {
     let house = House::new();
     let mut up = house.start_up(&["--ask", "are you there"]);

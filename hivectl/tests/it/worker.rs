@@ -167,7 +167,10 @@ fn without_waiting_the_id_comes_before_the_model_is_loaded() {
         .run(&["jobs", "submit", "--model", "m", "--prompt", "x"])
         .expect(1)
         .says("loaded");
-    house.run(&["worker", "stop", &id]).expect(0);
+    assert_eq!(
+        house.json(&["worker", "stop", &id]),
+        serde_json::json!({"id": id, "stopped": true})
+    );
     assert_eq!(house.worker(&id), None);
 }
 

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::{cli::Up, config::Config, error::Failure, output::Output, state};
+use crate::{cli::Up, commands::jobs::Answer, config::Config, error::Failure, output::Output, state};
 
 /// Everything needed to use this hive.
 pub struct Facts {
@@ -42,17 +42,24 @@ impl Facts {
         })
     }
 
-    /// Prints them as this command line wants them.
+    /// Them as JSON, with what became of the question if one was asked.
+    pub fn json(&self, asked: Option<&Result<Answer, Failure>>) -> Value {
+        let mut facts = json!({
+            "base_url": self.base_url,
+            "api_key": self.key.expose_secret(),
+            "model": self.model,
+            "control_url": self.control_url,
+            "home": self.home,
+        });
+        if let Some(asked) = asked {
+            facts["answer"] = json!(asked.as_ref().ok().map(|answer| &answer.text));
+        }
+        facts
+    }
+
+    /// Prints them for a person, or for a shell.
     pub fn tell(&self, args: &Up, output: &Output) {
-        if output.is_json() {
-            output.json(&json!({
-                "base_url": self.base_url,
-                "api_key": self.key.expose_secret(),
-                "model": self.model,
-                "control_url": self.control_url,
-                "home": self.home,
-            }));
-        } else if args.print_env {
+        if args.print_env {
             output.line(self.exports());
         } else if !args.once {
             output.line(self.welcome(args.detach));

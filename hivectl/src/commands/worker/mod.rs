@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rand::Rng;
 use secrecy::ExposeSecret;
 use serde::Serialize;
+use serde_json::json;
 use wire::{Attach, ModelName, WorkerId, WorkerState, WorkerView};
 
 use crate::{
@@ -62,7 +63,10 @@ pub async fn run(command: WorkerCommand, config: &Config, output: &Output) -> Re
         WorkerCommand::Attach(args) => attach(args, config, output).await,
         WorkerCommand::Detach { id } => {
             Gateway::find(config)?.detach(&id).await?;
-            output.note(format_args!("worker {id} is out"));
+            output.done(
+                &json!({ "id": id, "detached": true }),
+                format_args!("worker {id} is out"),
+            );
             Ok(())
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::sleep;
 use wire::{WorkerId, WorkerKind, WorkerState};
 
@@ -64,15 +65,20 @@ async fn here(run: WorkerRun, drain: Duration, config: &Config, output: &Output)
             let _ = gateway.detach(id).await;
         }
     }
-    output.note(format_args!(
-        "worker {id} {}",
-        if lived {
-            "has stopped"
-        } else {
-            "was not running any more"
-        }
-    ));
+    tell(id, lived, output);
     Ok(())
+}
+
+fn tell(id: &WorkerId, lived: bool, output: &Output) {
+    let how = if lived {
+        "has stopped"
+    } else {
+        "was not running any more"
+    };
+    output.done(
+        &json!({ "id": id, "stopped": lived }),
+        format_args!("worker {id} {how}"),
+    );
 }
 
 async fn elsewhere(id: &WorkerId, drain: Duration, config: &Config, output: &Output) -> Result<(), Failure> {
@@ -103,6 +109,6 @@ async fn elsewhere(id: &WorkerId, drain: Duration, config: &Config, output: &Out
             "it takes nothing new; look again with `hivectl worker list`, or stop it where it was started",
         )
     })??;
-    output.note(format_args!("worker {id} has stopped"));
+    tell(id, true, output);
     Ok(())
 }
