@@ -21,7 +21,7 @@ use wire::{
 pub use self::answer::{Chat, Piece};
 use self::{
     answer::pieces,
-    refusal::{refused, silent, unreachable_at},
+    refusal::{names_a_thing, no_control_plane, refused, silent, unreachable_at},
 };
 use crate::{config::Config, error::Failure, state};
 
@@ -117,20 +117,17 @@ impl Gateway {
 
     /// One worker, or `None` if the registry knows none of that id.
     pub async fn worker(&self, id: &WorkerId) -> Result<Option<WorkerView>, Failure> {
-        let response = self
-            .control_response(Method::GET, &format!("/workers/{id}"), None::<&()>)
-            .await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
+        let path = format!("/workers/{id}");
+        match self.control_answer(Method::GET, &path, None::<&()>).await? {
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, body) => self.read(status, &body).map(Some),
         }
-        self.read(response).await.map(Some)
     }
 
     /// Attaches an OpenAI-compatible server.
     pub async fn attach(&self, attach: &Attach) -> Result<WorkerView, Failure> {
-        let response = self.control_response(Method::POST, "/workers", Some(attach)).await?;
-        let status = response.status();
-        self.read(response).await.map_err(|failure| match status {
+        let (status, body) = self.control_answer(Method::POST, "/workers", Some(attach)).await?;
+        self.read(status, &body).map_err(|failure| match status {
             StatusCode::BAD_GATEWAY => {
                 Failure::other_side(failure.what(), "check its address and key, and that it runs")
             }
@@ -140,7 +137,15 @@ impl Gateway {
 
     /// Takes an attached server out, or forgets a lost worker.
     pub async fn detach(&self, id: &WorkerId) -> Result<(), Failure> {
-        self.done(Method::DELETE, &format!("/workers/{id}")).await
+        let path = format!("/workers/{id}");
+        match self.control_answer(Method::DELETE, &path, None::<&()>).await? {
+            (StatusCode::CONFLICT, _) => Err(Failure::usage(
+                format!("{id} is a live worker of ours, not an attached server"),
+                format!("let it finish and end it with `hivectl worker stop {id}`"),
+            )),
+            (status, _) if status.is_success() => Ok(()),
+            (status, body) => Err(refused(status, &body)),
+        }
     }
 
     /// Asks a worker to finish what it holds and exit.
@@ -255,7 +260,12 @@ impl Gateway {
             .send()
             .await
             .map_err(|error| unreachable_at(self.data_url(), error))?;
-        let list: Value = self.read(response).await?;
+        let status = response.status();
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| unreachable_at(self.data_url(), error))?;
+        let list: Value = self.read(status, &body)?;
         let ids = list["data"]
             .as_array()
             .into_iter()
@@ -325,24 +335,25 @@ impl Gateway {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, Failure> {
-        let response = self.control_response(method, path, body).await?;
-        self.read(response).await
+        let (status, body) = self.control_answer(method, path, body).await?;
+        self.read(status, &body)
     }
 
     async fn done(&self, method: Method, path: &str) -> Result<(), Failure> {
-        let response = self.control_response(method, path, None::<&()>).await?;
-        if response.status().is_success() {
+        let (status, body) = self.control_answer(method, path, None::<&()>).await?;
+        if status.is_success() {
             return Ok(());
         }
-        Err(refused(response.status(), &response.bytes().await.unwrap_or_default()))
+        Err(refused(status, &body))
     }
 
-    async fn control_response(
+    /// Status and body of whatever the control plane says, once it is clear that it is one.
+    async fn control_answer(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> Result<reqwest::Response, Failure> {
+    ) -> Result<(StatusCode, Vec<u8>), Failure> {
         let url = format!("{}/control/v1{path}", self.control_url);
         let mut request = self
             .http
@@ -352,22 +363,22 @@ impl Gateway {
         if let Some(body) = body {
             request = request.json(body);
         }
-        request
-            .send()
-            .await
-            .map_err(|error| unreachable_at(Ok(&self.control_url), error))
+        let unreachable = |error| unreachable_at(Ok(&self.control_url), error);
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(unreachable)?;
+        // A gateway's data plane, or a server of another kind: what is not there says nothing about our question.
+        if status == StatusCode::NOT_FOUND && !names_a_thing(&body) {
+            return Err(no_control_plane(&self.control_url));
+        }
+        Ok((status, body.into()))
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T, Failure> {
-        let status = response.status();
-        let bytes = response
-            .bytes()
-            .await
-            .map_err(|error| unreachable_at(Ok(&self.control_url), error))?;
+    fn read<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T, Failure> {
         if !status.is_success() {
-            return Err(refused(status, &bytes));
+            return Err(refused(status, body));
         }
-        serde_json::from_slice(&bytes).map_err(|error| {
+        serde_json::from_slice(body).map_err(|error| {
             Failure::other_side(
                 format!("{} answered something that is not ours to read", self.control_url),
                 "check that the URL is a hive gateway's control plane, and that hivectl is of its version",

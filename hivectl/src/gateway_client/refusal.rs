@@ -19,14 +19,39 @@ pub fn refused(status: StatusCode, body: &[u8]) -> Failure {
     match error.code.as_deref().unwrap_or_default() {
         "model_not_found" => Failure::usage(what, "see the models with `hivectl worker list`"),
         "invalid_request" | "unsupported_parameter" => Failure::usage(what, "correct the command and run it again"),
+        "context_length_exceeded" => Failure::task(
+            what,
+            "shorten the prompt or begin a new chat, or ask for a shorter answer with --max-tokens",
+        ),
+        "request_too_large" => Failure::task(what, "shorten the prompt, or begin a new chat"),
         "invalid_api_key" => Failure::task(what, "set HIVE_ADMIN_KEY, or --state-dir to the hive's own folder"),
+        "insufficient_scope" => Failure::task(
+            what,
+            "use a key that has it; with an admin key, `hivectl keys create NAME --scope SCOPE` makes one",
+        ),
+        "model_not_allowed" => Failure::task(what, "use a key that may use this model, or another model"),
+        "rate_limit_exceeded" => Failure::task(what, "run it again in a minute, or use a key with a higher limit"),
+        "insufficient_quota" => Failure::task(what, "use another key, or have the quota of this one raised"),
+        "worker_exists" => Failure::task(
+            what,
+            "choose another --name, or see who has it with `hivectl worker list`",
+        ),
+        "cancelled" => Failure::task(what, "run it again if that was a mistake"),
         "deadline_exceeded" | "queue_timeout" => Failure::timeout(what, "run it again when the hive is less busy"),
         "no_worker" => Failure::task(
             what,
             "see `hivectl worker list`, and start one with `hivectl worker spawn`",
         ),
-        "loading" | "queue_full" | "rate_limit_exceeded" => Failure::task(what, "run it again in a few seconds"),
+        "loading" | "queue_full" => Failure::task(what, "run it again in a few seconds"),
+        "audit_unavailable" => Failure::task(
+            what,
+            "see that the folder `audit` in the gateway's state folder can be written and its disk is not full",
+        ),
         "shutting_down" => Failure::other_side(what, "start it with `hivectl up`"),
+        "unknown_url" => Failure::other_side(
+            what,
+            "check the URL: OPENAI_BASE_URL and `data_url` name the data plane, --control-url and HIVE_CONTROL_URL the control plane",
+        ),
         code if status == StatusCode::NOT_FOUND => {
             Failure::usage(what, format!("list what there is, and use a name from it ({code})"))
         }
@@ -38,6 +63,22 @@ pub fn refused(status: StatusCode, body: &[u8]) -> Failure {
             "see the gateway's log under `logs/gateway.log` in the state folder",
         ),
     }
+}
+
+/// Whether the body of a 404 says that a thing is missing: one that knows no such route is not what it was taken for.
+pub fn names_a_thing(body: &[u8]) -> bool {
+    let code = serde_json::from_slice(body)
+        .ok()
+        .and_then(|ErrorEnvelope { error }| error.code);
+    code.is_some_and(|code| code != "unknown_url")
+}
+
+/// A server that answers, but not as a control plane does.
+pub fn no_control_plane(url: &str) -> Failure {
+    Failure::other_side(
+        format!("{url} is not a control plane"),
+        "give the control plane's URL, which `hivectl status` shows on the gateway's machine (its port is 7412 unless another was named)",
+    )
 }
 
 /// No answer at all, or none in time.
@@ -77,14 +118,44 @@ pub fn cut() -> Failure {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::collections::HashSet;
+
     use super::*;
+
+    fn refusal(status: u16, code: &str) -> Failure {
+        let body = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
+        refused(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+    }
+
+    #[test]
+    fn every_refusal_has_a_next_step_of_its_own() {
+        let codes = [
+            (403, "insufficient_scope"),
+            (403, "model_not_allowed"),
+            (400, "context_length_exceeded"),
+            (413, "request_too_large"),
+            (409, "worker_exists"),
+            (409, "cancelled"),
+            (429, "rate_limit_exceeded"),
+            (429, "insufficient_quota"),
+            (503, "audit_unavailable"),
+            (500, "internal_error"),
+        ];
+        let steps: HashSet<String> = codes
+            .iter()
+            .map(|(status, code)| refusal(*status, code).next().to_owned())
+            .collect();
+        assert_eq!(steps.len(), codes.len(), "{steps:#?}");
+        assert!(
+            codes
+                .iter()
+                .all(|(status, code)| refusal(*status, code).exit_code() == 1)
+        );
+    }
 
     #[test]
     fn refusals_carry_the_exit_code_of_their_kind() {
-        let code = |status: u16, code: &str| {
-            let body = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
-            refused(StatusCode::from_u16(status).unwrap(), body.as_bytes()).exit_code()
-        };
+        let code = |status: u16, code: &str| refusal(status, code).exit_code();
         assert_eq!(code(404, "model_not_found"), 2);
         assert_eq!(code(404, "unknown_worker"), 2);
         assert_eq!(code(400, "invalid_request"), 2);

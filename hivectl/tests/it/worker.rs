@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::house::{House, eventually, kill};
+use crate::house::{House, Started, eventually, kill};
 
 fn spawn(house: &House, more: &[&str]) -> String {
     let ended = house.run(&[&["worker", "spawn", "scripted"], more].concat()).expect(0);
@@ -210,6 +210,21 @@ fn unknown_workers_and_missing_gateways_have_exit_codes_of_their_own() {
         .expect(2)
         .says("no admin key");
     house.up(&[]);
+    // The port next door is no control plane, and so says nothing about any worker.
+    let (data_url, key) = (house.exported("OPENAI_BASE_URL"), house.exported("HIVE_ADMIN_KEY"));
+    for command in [
+        &["worker", "list"][..],
+        &["worker", "stop", "nobody"],
+        &["keys", "list"],
+    ] {
+        let mut command = house.command(command);
+        command.env("HIVE_CONTROL_URL", &data_url).env("HIVE_ADMIN_KEY", &key);
+        Started::new(command).end().expect(3).says("is not a control plane");
+    }
+    house
+        .run(&["worker", "detach", "scripted-0"])
+        .expect(2)
+        .says("hivectl worker stop scripted-0");
     for command in [
         &["worker", "stop", "nobody"][..],
         &["worker", "restart", "nobody"],
