@@ -2,7 +2,7 @@
 //!
 //! It never prints; `output.rs` does.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, io, path::Path};
 
 type Cause = Box<dyn Error + Send + Sync>;
 
@@ -22,6 +22,17 @@ impl Failure {
     /// The task failed: a port taken, a corrupt file, a full disk, a worker that died (exit 1).
     pub fn task(what: impl Into<String>, next: impl Into<String>) -> Self {
         Self::new(1, what, next)
+    }
+
+    /// The disk under `folder` refused something: with the remedy for a full one, else with `next` (exit 1).
+    pub fn disk(what: impl Into<String>, folder: &Path, next: impl Into<String>, error: io::Error) -> Self {
+        let failure = if is_full(&error) {
+            let next = format!("free space in {}, then run the command again", folder.display());
+            Self::task(what, next)
+        } else {
+            Self::task(what, next)
+        };
+        failure.because(error)
     }
 
     /// The command line is at fault: flags that contradict each other, an unknown name (exit 2).
@@ -116,10 +127,13 @@ impl Error for Failure {
     }
 }
 
+/// Whether the disk or the user's share of it is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -139,6 +153,17 @@ mod tests {
             Some("a plain sentence")
         );
         assert_eq!(Failure::task("a", "b").why(), None);
+    }
+
+    #[test]
+    fn a_full_disk_has_another_remedy_than_a_locked_one() {
+        let next = |kind: io::ErrorKind| {
+            let failure = Failure::disk("a", Path::new("/home/me"), "make it writable", kind.into());
+            failure.next().to_owned()
+        };
+        assert!(next(io::ErrorKind::StorageFull).starts_with("free space in /home/me"));
+        assert!(next(io::ErrorKind::QuotaExceeded).starts_with("free space in /home/me"));
+        assert_eq!(next(io::ErrorKind::PermissionDenied), "make it writable");
     }
 
     #[test]

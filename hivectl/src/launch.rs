@@ -56,11 +56,12 @@ impl Running {
     fn spawn(program: &Path, arguments: &[String], log: PathBuf) -> Result<Self, Failure> {
         let log_began = length(&log);
         let (child, process) = process::spawn_logged(program, arguments, &log).map_err(|error| {
-            Failure::task(
+            Failure::disk(
                 format!("{} cannot be started", program.display()),
+                log.parent().unwrap_or(&log),
                 "install hivectl, hive-gateway and hive-worker into one folder, or build them in a source checkout",
+                error,
             )
-            .because(error)
         })?;
         Ok(Self {
             process,

@@ -83,11 +83,12 @@ pub fn create_home(config: &Config) -> Result<(), Failure> {
         config.logs(),
     ] {
         builder.create(&folder).map_err(|error| {
-            Failure::task(
+            Failure::disk(
                 format!("the state folder {} cannot be made", folder.display()),
+                &config.home,
                 "name a folder you may write to with --state-dir or HIVE_HOME",
+                error,
             )
-            .because(error)
         })?;
     }
     Ok(())
@@ -104,11 +105,12 @@ impl Lock {
     pub async fn take(config: &Config, output: &Output) -> Result<Self, Failure> {
         let path = config.run().join("up.lock");
         let broken = |error: io::Error| {
-            Failure::task(
+            Failure::disk(
                 format!("the lock {} cannot be taken", path.display()),
+                &config.home,
                 "make the state folder writable",
+                error,
             )
-            .because(error)
         };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -281,11 +283,12 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn unwritable(path: &Path, error: io::Error) -> Failure {
-    Failure::task(
+    Failure::disk(
         format!("{} cannot be written", path.display()),
-        "free space there, or make the folder writable",
+        path.parent().unwrap_or(path),
+        "make its folder writable",
+        error,
     )
-    .because(error)
 }
 
 #[cfg(test)]

@@ -106,8 +106,10 @@ fn fail(name: &'static str, found: impl Into<String>, remedy: impl Into<String>)
 
 fn state_folder(config: &Config) -> Check {
     let name = "state folder";
-    let written = state::create_home(config)
-        .and_then(|()| tempfile::tempfile_in(&config.home).map_err(|error| Failure::task("", "").because(error)));
+    let written = state::create_home(config).and_then(|()| {
+        let next = "make it yours, or name another with --state-dir or HIVE_HOME";
+        tempfile::tempfile_in(&config.home).map_err(|error| Failure::disk("", &config.home, next, error))
+    });
     match written {
         Ok(_) => ok(name, format!("{} can be written", config.home.display())),
         Err(failure) => fail(
@@ -117,7 +119,7 @@ fn state_folder(config: &Config) -> Check {
                 config.home.display(),
                 failure.why().unwrap_or_default()
             ),
-            "make it yours, or name another with --state-dir or HIVE_HOME",
+            failure.next(),
         ),
     }
 }

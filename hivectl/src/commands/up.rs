@@ -224,7 +224,8 @@ async fn detached(
 ) -> Result<(), Failure> {
     let log = config.logs().join("supervisor.log");
     let broken = |error: std::io::Error| {
-        Failure::task("the supervisor cannot be started", format!("read {}", log.display())).because(error)
+        let next = format!("read {}", log.display());
+        Failure::disk("the supervisor cannot be started", &config.logs(), next, error)
     };
     let mut child = Command::new(&plan.programs.hivectl)
         .arg("--state-dir")

@@ -6,7 +6,10 @@ use std::{io, path::PathBuf};
 
 use indicatif::HumanBytes;
 
-use crate::error::Failure;
+use crate::error::{Failure, is_full};
+
+/// What to do about a full disk.
+const SPACE: &str = "free some space, or set HIVE_MODELS to a folder on a larger disk";
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -147,7 +150,8 @@ impl Error {
                 "the file was deleted; run the command again, and if it fails again, do not trust this source".into()
             }
             Self::Unsound { .. } => "get the file anew from where it came from, or choose another model".into(),
-            Self::Space { .. } => "free some space, or set HIVE_MODELS to a folder on a larger disk".into(),
+            Self::Io { source, .. } if is_full(source) => SPACE.into(),
+            Self::Space { .. } => SPACE.into(),
             Self::NoPip { .. } => "install it (Debian: apt install python3-pip), then run the command again".into(),
             Self::Pip { .. } => {
                 "check that this machine reaches its package index (`python3 -m pip config list`)".into()

@@ -11,6 +11,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, Result};
+use crate::error::is_full;
 
 const CHUNK: usize = 1 << 20;
 
@@ -100,17 +101,15 @@ impl Part {
     }
 
     fn failed(&self, error: io::Error, missing: u64) -> Error {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                let folder = self.path.parent().unwrap_or(&self.path).to_owned();
-                let free = free_space(&folder).unwrap_or(0);
-                Error::Space {
-                    folder,
-                    needed: missing,
-                    free,
-                }
-            }
-            _ => Error::io(format!("writing {}", self.path.display()))(error),
+        if !is_full(&error) {
+            return Error::io(format!("writing {}", self.path.display()))(error);
+        }
+        let folder = self.path.parent().unwrap_or(&self.path).to_owned();
+        let free = free_space(&folder).unwrap_or(0);
+        Error::Space {
+            folder,
+            needed: missing,
+            free,
         }
     }
 }

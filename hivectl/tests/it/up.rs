@@ -347,6 +347,38 @@ fn a_state_folder_that_cannot_be_made_is_named() {
         .says("--state-dir");
 }
 
+/// A full disk of one's own: a mount that only this command sees, with room for so many files and folders.
+#[cfg(feature = "system-tests")]
+#[test]
+fn a_full_disk_is_told_with_the_folder_to_free_space_in() {
+    for files in [3, 5, 7] {
+        let house = House::new();
+        fs::create_dir(house.home()).unwrap();
+        let mount = format!("mount -t tmpfs -o nr_inodes={files} none \"$0\" && exec \"$@\"");
+        let up = house.command(&[
+            "up",
+            "--no-build",
+            "--device",
+            "scripted",
+            "--model",
+            "echo",
+            "--detach",
+        ]);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &mount])
+            .arg(house.home())
+            .arg(up.get_program())
+            .args(up.get_args());
+        let home = house.home();
+        Started::new(command)
+            .end()
+            .expect(1)
+            .says("No space left on device")
+            .says(&format!("next: free space in {}", home.display()));
+    }
+}
+
 #[test]
 fn a_hive_started_while_another_is_stopped_waits_its_turn() {
     let house = House::new();
