@@ -18,7 +18,7 @@ use crate::{
     cli::{ModelsCommand, Spawn},
     error::Failure,
     output::Output,
-    signals::{Signals, Wish},
+    signals::Signals,
     ssh::{Route, Session},
 };
 
@@ -153,7 +153,7 @@ pub async fn call<T>(
     signals: &mut Signals,
     conversation: impl AsyncFnOnce(&mut Call) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let mut call = or_interrupted(signals, Call::place(route, ask)).await?;
+    let mut call = signals.or(Call::place(route, ask)).await?;
     let wish = tokio::select! {
         outcome = conversation(&mut call) => return outcome,
         wish = signals.next() => wish,
@@ -166,25 +166,7 @@ pub async fn call<T>(
             call.host
         )
     };
-    Err(interrupted(wish, next))
-}
-
-/// Works until a signal comes.
-pub async fn or_interrupted<T>(
-    signals: &mut Signals,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    tokio::select! {
-        outcome = work => outcome,
-        wish = signals.next() => Err(interrupted(wish, "run the command again to go on".to_owned())),
-    }
-}
-
-fn interrupted(wish: Wish, next: String) -> Failure {
-    match wish {
-        Wish::Interrupt => Failure::interrupted("interrupted", next),
-        Wish::Terminate => Failure::task("stopped before the command's end", next),
-    }
+    Err(wish.failure(next))
 }
 
 /// The asking side's end of the line.

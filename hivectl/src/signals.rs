@@ -1,10 +1,12 @@
-//! Ctrl-C and its kin, as events for commands that have something to clean up.
+//! Ctrl-C and its kin, as events: a command says what one means to it, or is simply ended by it.
 //!
-//! It decides nothing: a command says what a signal means to it.
+//! Either way it ends in order, and what it holds is given back.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::Failure;
 
 /// What somebody wants of us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +15,16 @@ pub enum Wish {
     Interrupt,
     /// SIGTERM, or the terminal has gone.
     Terminate,
+}
+
+impl Wish {
+    /// A command that was ended by it before it was done.
+    pub fn failure(self, next: impl Into<String>) -> Failure {
+        match self {
+            Self::Interrupt => Failure::interrupted("interrupted", next),
+            Self::Terminate => Failure::task("stopped before the command's end", next),
+        }
+    }
 }
 
 /// The signals of this process; from its making on, they no longer end it by themselves.
@@ -31,6 +43,14 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Works until a signal comes, which ends the work.
+    pub async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            outcome = work => outcome,
+            wish = self.next() => Err(wish.failure("run the command again to go on")),
+        }
     }
 
     /// Waits for the next one.

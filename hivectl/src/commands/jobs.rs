@@ -62,18 +62,15 @@ pub async fn submit(args: &Submit, config: &Config, output: &Output, signals: &m
         }
         Ok(())
     };
-    tokio::select! {
+    let wish = tokio::select! {
         outcome = work => return outcome,
-        _ = signals.next() => {}
-    }
+        wish = signals.next() => wish,
+    };
     if let Some(id) = id {
         // The connection is closed already, which cancels too; the answer only makes sure.
         let _ = tokio::time::timeout(CANCEL, gateway.cancel(&id)).await;
     }
-    Err(Failure::interrupted(
-        "interrupted; the job is cancelled",
-        "submit it again if it was a mistake",
-    ))
+    Err(wish.failure("the job is cancelled; submit it again if that was a mistake"))
 }
 
 /// Lists the latest requests, the newest first.

@@ -58,9 +58,9 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         },
         Command::Worker { place, command } => match there::route(place, config)? {
             Some(route) => there::worker(&route, command, config, output, &mut signals()?).await,
-            None => interruptible(worker::run(command, config, output)).await,
+            None => Box::pin(interruptible(worker::run(command, config, output))).await,
         },
-        Command::RemoteExec => remote_exec::run(config).await,
+        Command::RemoteExec => Box::pin(interruptible(remote_exec::run(config))).await,
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
@@ -68,12 +68,9 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
     }
 }
 
-/// For commands that Ctrl-C may end wherever they are: what they hold is given back as it is dropped.
+/// For commands that a signal may end wherever they are: what they hold is given back as it is dropped.
 async fn interruptible(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::select! {
-        outcome = work => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted("interrupted", "run the command again to go on")),
-    }
+    signals()?.or(work).await
 }
 
 fn signals() -> Result<Signals, Failure> {

@@ -163,7 +163,7 @@ async fn spawn(
         let url = meeting_point(route, args.gateway.as_deref(), &gateway, &token, output).await?;
         Ok((token, url))
     };
-    let (token, url) = hosts::or_interrupted(signals, prepared).await?;
+    let (token, url) = signals.or(prepared).await?;
     let birth = Birth::new(route, &id, args.timeout, args.no_wait);
     args.name = Some(id.clone());
     let act = Act::Spawn {

@@ -142,11 +142,13 @@ fn a_spawn_that_is_interrupted_or_too_slow_leaves_nothing() {
     house.up(&[]);
     let script = house.file("slow.json", r#"{"load_ms": 600000}"#);
     let arguments = ["worker", "spawn", "scripted", "--model", "m", "--script", &script];
-    let mut spawning = house.start(&arguments);
-    spawning.until("loading m");
-    spawning.signal(Signal::SIGINT);
-    spawning.end().expect(130);
-    assert_eq!(house.processes().len(), 3, "{:?}", house.processes());
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 1), (Signal::SIGHUP, 1)] {
+        let mut spawning = house.start(&arguments);
+        spawning.until("loading m");
+        spawning.signal(signal);
+        spawning.end().expect(code);
+        assert_eq!(house.processes().len(), 3, "{signal}: {:?}", house.processes());
+    }
     house
         .run(&[&arguments[..], &["--timeout", "1"]].concat())
         .expect(124)
