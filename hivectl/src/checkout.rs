@@ -17,7 +17,7 @@ use tokio::{
     process::Command,
 };
 
-use crate::{config::Config, error::Failure, output::Output, process::Group};
+use crate::{cli::Backend, config::Config, error::Failure, output::Output, process::Group};
 
 /// How many of cargo's last lines are shown when a build fails.
 const LAST_LINES: usize = 30;
@@ -117,21 +117,31 @@ impl Checkout {
         })
     }
 
-    fn arguments(&self, cuda: bool) -> Vec<OsString> {
+    /// Cargo's target folder.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    fn arguments(&self, device: Backend) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = ["build", "--workspace", "--bins"].map(OsString::from).into();
         for (flag, value) in [("--profile", &self.profile), ("--target", &self.triple)] {
             if let Some(value) = value {
                 arguments.extend([flag.into(), value.into()]);
             }
         }
-        if cuda {
-            arguments.extend(["--features".into(), "worker/cuda".into()]);
+        let feature = match device {
+            Backend::Cuda => Some("worker/cuda"),
+            Backend::Metal => Some("worker/metal"),
+            Backend::Cpu | Backend::Scripted => None,
+        };
+        if let Some(feature) = feature {
+            arguments.extend(["--features".into(), feature.into()]);
         }
         arguments
     }
 
-    /// Lets cargo bring the programs up to date, and shows how far it is.
-    pub async fn build(&self, config: &Config, output: &Output, cuda: bool) -> Result<(), Failure> {
+    /// Lets cargo bring the programs up to date, with what a worker on `device` needs, and shows how far it is.
+    pub async fn build(&self, config: &Config, output: &Output, device: Backend) -> Result<(), Failure> {
         let cargo = config
             .cargo
             .clone()
@@ -142,7 +152,7 @@ impl Checkout {
             command.env_remove(name);
         }
         let mut child = command
-            .args(self.arguments(cuda))
+            .args(self.arguments(device))
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
             .env("CARGO_TERM_COLOR", "never")
@@ -313,7 +323,7 @@ mod tests {
             (debug.root.as_path(), debug.target.as_path()),
             (root.as_path(), root.join("target").as_path())
         );
-        assert_eq!(debug.arguments(false), ["build", "--workspace", "--bins"]);
+        assert_eq!(debug.arguments(Backend::Cpu), ["build", "--workspace", "--bins"]);
         let release = Checkout::of(&root.join("target/x86_64-linux/release/hivectl"), nowhere).unwrap();
         let expected = [
             "build",
@@ -324,8 +334,9 @@ mod tests {
             "--target",
             "x86_64-linux",
         ];
-        assert_eq!(release.arguments(false), expected);
-        assert_eq!(debug.arguments(true)[3..], ["--features", "worker/cuda"]);
+        assert_eq!(release.arguments(Backend::Scripted), expected);
+        assert_eq!(debug.arguments(Backend::Cuda)[3..], ["--features", "worker/cuda"]);
+        assert_eq!(debug.arguments(Backend::Metal)[3..], ["--features", "worker/metal"]);
 
         let outside = elsewhere.join("debug/hivectl");
         assert_eq!(Checkout::of(&outside, nowhere), None);

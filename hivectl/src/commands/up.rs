@@ -74,7 +74,7 @@ async fn prepare(args: &Up, config: &Config, output: &Output) -> Result<Found, F
     }
     let (data, control) = addresses(args, config, output)?;
     match programs.checkout().filter(|_| !args.no_build) {
-        Some(checkout) => checkout.build(config, output, args.device == Backend::Cuda).await?,
+        Some(checkout) => checkout.build(config, output, args.device).await?,
         None => programs.present()?,
     }
     let worker = worker(args, config, output).await?;

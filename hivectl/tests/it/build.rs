@@ -45,6 +45,20 @@ fn cargo_is_asked_with_exactly_one_shape_of_command() {
 }
 
 #[test]
+fn a_device_brings_its_cargo_feature() {
+    for device in ["cuda", "metal"] {
+        let house = House::new();
+        let asked = house.path("asked");
+        let cargo = cargo(&house, &format!("echo \"$@\" > {}; exit 101", asked.display()));
+        let mut up = house.command(&["up", "--device", device, "--port", "0", "--control-port", "0"]);
+        up.env("CARGO", cargo);
+        Started::new(up).end().expect(1).says("the build of");
+        let expected = format!("build --workspace --bins --features worker/{device}\n");
+        assert_eq!(fs::read_to_string(asked).unwrap(), expected);
+    }
+}
+
+#[test]
 fn ctrl_c_during_the_build_leaves_no_compiler() {
     let house = House::new();
     // The house's path in the command line makes the compiler visible to `House::processes`.
