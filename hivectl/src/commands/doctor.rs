@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ROOMY: u64 = 5_000_000_000;
 /// Less free space than this is too little for the default model, in bytes.
 const TIGHT: u64 = 300_000_000;
+/// What the programs take in `target/`, in bytes: 3.8 GB were seen.
+const BUILD: u64 = 4_500_000_000;
+/// What the programs and all tests take in `target/`, in bytes.
+const BUILD_AND_TESTS: u64 = 12_000_000_000;
 
 #[derive(Debug, Serialize)]
 struct Check {
@@ -125,25 +129,23 @@ fn state_folder(config: &Config) -> Check {
 }
 
 fn disk(config: &Config) -> Check {
-    let name = "disk space";
     let remedy = "free some, or put the models elsewhere with HIVE_MODELS";
-    let Some(free) = free_space(&config.models) else {
-        return warn(
-            name,
-            format!("the disk of {} is not known", config.models.display()),
-            remedy,
-        );
+    space("disk space", &config.models, "models", [TIGHT, ROOMY], remedy)
+}
+
+/// Whether a folder's disk has room: less than the first figure is too little, less than the second worth a look.
+fn space(name: &'static str, folder: &Path, what_for: &str, [tight, roomy]: [u64; 2], remedy: &str) -> Check {
+    let Some(free) = free_space(folder) else {
+        return warn(name, format!("the disk of {} is not known", folder.display()), remedy);
     };
     #[expect(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
-    let found = format!(
-        "{:.1} GB free for models in {}",
-        free as f64 / 1e9,
-        config.models.display()
-    );
-    match free {
-        ROOMY.. => ok(name, found),
-        TIGHT.. => warn(name, found, remedy),
-        _ => fail(name, found, remedy),
+    let found = format!("{:.1} GB free for {what_for} in {}", free as f64 / 1e9, folder.display());
+    if free < tight {
+        fail(name, found, remedy)
+    } else if free < roomy {
+        warn(name, found, remedy)
+    } else {
+        ok(name, found)
     }
 }
 
@@ -214,16 +216,20 @@ async fn programs() -> Vec<Check> {
         Ok(programs) => programs,
         Err(failure) => return vec![fail("programs", failure.in_one_line(), failure.next())],
     };
-    if programs.checkout().is_none() {
+    let Some(checkout) = programs.checkout() else {
         return vec![match programs.present() {
             Ok(()) => ok("programs", "hive-gateway and hive-worker lie beside hivectl"),
             Err(failure) => fail("programs", failure.what(), failure.next()),
         }];
-    }
+    };
     let rust = "install Rust from https://rustup.rs, or update it with `rustup update stable`";
-    let compiler = "install a C compiler (Debian and Ubuntu: `apt install build-essential`)";
+    let compiler = "install C and C++ compilers (Debian and Ubuntu: `apt install build-essential`)";
     let mut checks = Vec::new();
-    for (name, program, remedy) in [("cargo", "cargo", rust), ("C compiler", "cc", compiler)] {
+    for (name, program, remedy) in [
+        ("cargo", "cargo", rust),
+        ("C compiler", "cc", compiler),
+        ("C++ compiler", "c++", compiler),
+    ] {
         checks.push(match first_line(program, &["--version"]).await {
             Some(line) => ok(name, line),
             None => fail(
@@ -233,7 +239,27 @@ async fn programs() -> Vec<Check> {
             ),
         });
     }
+    if programs.present().is_err() {
+        let remedy = "free some, or build elsewhere with CARGO_TARGET_DIR";
+        checks.push(space("build space", checkout.target(), "the build", [BUILD, BUILD_AND_TESTS], remedy));
+    }
+    checks.push(venv().await);
     checks
+}
+
+/// `cargo test` fetches Python packages into an environment of its own. Debian has `venv` itself in Python's package,
+/// but what it needs in another one.
+async fn venv() -> Check {
+    let name = "Python venv";
+    let script = "import ensurepip, sys, venv; print('Python', sys.version.split()[0])";
+    match first_line("python3", &["-c", script]).await {
+        Some(line) => ok(name, line),
+        None => warn(
+            name,
+            "`python3 -m venv` cannot be run, which `cargo test --workspace` needs",
+            "install it (Debian and Ubuntu: `apt install python3-venv`), unless you only run Hive",
+        ),
+    }
 }
 
 async fn pip() -> Check {

@@ -45,11 +45,31 @@ fn doctor_looks_at_everything_and_says_what_to_do() {
     let status = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap()["status"].clone();
     assert_eq!(status("state folder"), "ok");
     assert_eq!(status("model hub"), "warn");
+    assert_eq!(status("C++ compiler"), "ok");
+    assert_eq!(status("Python venv"), "ok");
     for check in checks {
         assert!(check["status"] == "ok" || check["remedy"].is_string(), "{check}");
     }
     let failed = checks.iter().any(|check| check["status"] == "fail");
     assert_eq!(ended.code, i32::from(failed));
+}
+
+#[test]
+fn doctor_misses_what_a_checkout_builds_and_tests_with() {
+    let house = House::new();
+    let mut command = house.command(&["doctor", "--json"]);
+    command.env("PATH", house.path("empty")).env("HF_ENDPOINT", "http://127.0.0.1:1");
+    let checks: serde_json::Value = serde_json::from_str(&Started::new(command).end().expect(1).stdout).unwrap();
+    let missing: Vec<&str> = checks
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|check| check["status"] != "ok")
+        .filter_map(|check| check["name"].as_str())
+        .collect();
+    for name in ["cargo", "C compiler", "C++ compiler", "Python venv", "pip"] {
+        assert!(missing.contains(&name), "{name}: {missing:?}");
+    }
 }
 
 #[test]
