@@ -177,6 +177,7 @@ pub fn joining(
         spec: spec.clone(),
         supervised,
         stopping: false,
+        trouble: None,
     };
     state::write_worker(config, &run).inspect_err(|_| kill(&run.process))?;
     Ok(running)

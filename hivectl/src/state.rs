@@ -30,8 +30,6 @@ pub struct SupervisorRun {
     pub gateway: Option<ProcessMark>,
     /// Whether gateway and worker have been ready once.
     pub ready: bool,
-    /// What it has given up on, and why.
-    pub trouble: Option<String>,
 }
 
 /// How a worker of this machine is started, again and again in the same way.
@@ -70,6 +68,9 @@ pub struct WorkerRun {
     pub supervised: bool,
     /// Whether an operator is stopping it, so that it is not started again.
     pub stopping: bool,
+    /// Why the supervisor has given it up, if it has.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// Makes the state folder and its parts, for the owner alone.
@@ -348,6 +349,7 @@ mod tests {
             spec: spec("w"),
             supervised: false,
             stopping: false,
+            trouble: None,
         };
         write_worker(&config, &run).unwrap();
         forget_worker(&config, &run.spec.id, &old);

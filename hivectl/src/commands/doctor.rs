@@ -139,7 +139,11 @@ fn space(name: &'static str, folder: &Path, what_for: &str, [tight, roomy]: [u64
         return warn(name, format!("the disk of {} is not known", folder.display()), remedy);
     };
     #[expect(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
-    let found = format!("{:.1} GB free for {what_for} in {}", free as f64 / 1e9, folder.display());
+    let found = format!(
+        "{:.1} GB free for {what_for} in {}",
+        free as f64 / 1e9,
+        folder.display()
+    );
     if free < tight {
         fail(name, found, remedy)
     } else if free < roomy {
@@ -241,7 +245,13 @@ async fn programs() -> Vec<Check> {
     }
     if programs.present().is_err() {
         let remedy = "free some, or build elsewhere with CARGO_TARGET_DIR";
-        checks.push(space("build space", checkout.target(), "the build", [BUILD, BUILD_AND_TESTS], remedy));
+        checks.push(space(
+            "build space",
+            checkout.target(),
+            "the build",
+            [BUILD, BUILD_AND_TESTS],
+            remedy,
+        ));
     }
     checks.push(venv().await);
     checks

@@ -33,7 +33,7 @@ pub async fn run(config: &Config, output: &Output) -> Result<(), Failure> {
     if let Some(run) = &run {
         let client = Gateway::local(config, run)?;
         ready = client.is_ready().await;
-        workers = client.workers().await;
+        workers = worker::all(config, &client).await;
     }
     let gateway = run.map(|run| GatewayLine {
         pid: run.process.pid,
@@ -66,9 +66,6 @@ pub async fn run(config: &Config, output: &Output) -> Result<(), Failure> {
     match state::supervisor(config) {
         Some(run) if process::is_alive(&run.process) => {
             output.line(format_args!("  kept up by     process {}", run.process.pid));
-            if let Some(trouble) = run.trouble {
-                output.marked(Mark::Bad, "trouble", trouble);
-            }
         }
         _ => output.marked(
             Mark::Warning,

@@ -336,8 +336,10 @@ fn note_differences(args: &Up, config: &Config, output: &Output) {
     let (Some(supervisor), Some(gateway)) = (state::supervisor(config), state::gateway(config)) else {
         return;
     };
-    if let Some(trouble) = supervisor.trouble {
-        output.note(trouble);
+    for run in state::workers(config) {
+        if let Some(trouble) = run.trouble {
+            output.note(format_args!("worker {} is quarantined: {trouble}", run.spec.id));
+        }
     }
     let model = supervisor.model.as_str();
     // The default model is a wish only where it was typed; a running hive has a model already.

@@ -185,7 +185,6 @@ async fn start<'a>(config: &'a Config, mut plan: Plan, tell: &impl Fn(Event)) ->
         worker: plan.worker.id.clone(),
         gateway: earlier,
         ready: false,
-        trouble: None,
     };
     state::write_supervisor(config, &own)?;
 

@@ -1,5 +1,5 @@
 //! Tending a hive that is up: what dies is started again, what was stopped stays stopped, what keeps dying while it
-//! loads is given up.
+//! loads is quarantined.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use crate::{
     state::{self, WorkerRun, WorkerSpec},
 };
 
-/// Deaths in a row while loading after which a worker is given up.
+/// Deaths in a row while loading after which a worker is quarantined: not started again before somebody has looked.
 const DEATHS_WHILE_LOADING: u32 = 5;
 /// How often logs are looked at for rotation.
 const ROTATION: Duration = Duration::from_secs(10);
@@ -141,13 +141,17 @@ fn let_go(config: &Config, spec: &WorkerSpec, is_wanted: bool, tell: &impl Fn(Ev
         return Ok(());
     }
     let trouble = format!(
-        "worker {id} died {DEATHS_WHILE_LOADING} times while loading and is not started again; \
+        "it died {DEATHS_WHILE_LOADING} times while loading and is not started again; \
          `hivectl worker logs {id}` says why, `hivectl worker restart {id}` tries once more"
     );
-    tell(Event::Note(trouble.clone()));
-    if let Some(run) = run {
-        let supervised = false;
-        state::write_worker(config, &WorkerRun { supervised, ..run })?;
-    }
-    state::update_supervisor(config, |run| run.trouble = Some(trouble))
+    tell(Event::Note(format!("worker {id} is quarantined: {trouble}")));
+    let Some(run) = run else { return Ok(()) };
+    state::write_worker(
+        config,
+        &WorkerRun {
+            supervised: false,
+            trouble: Some(trouble),
+            ..run
+        },
+    )
 }

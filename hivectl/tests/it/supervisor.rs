@@ -83,23 +83,46 @@ fn a_stopped_worker_stays_stopped() {
 }
 
 #[test]
-fn a_worker_that_keeps_dying_while_loading_is_given_up_until_somebody_helps() {
+fn a_worker_that_keeps_dying_while_loading_is_quarantined_until_somebody_helps() {
     let house = House::new();
     let script = house.file("script.json", "{}");
     house.up(&["--script", &script]);
     let pid = house.ready("scripted-0", None);
     house.file("script.json", r#"{"fail_load": "the tensor is bent"}"#);
     kill(pid, Signal::SIGKILL);
-    eventually("the worker is given up", || {
-        let status = house.run(&["status"]).expect(0).stdout;
-        status.contains("died 5 times while loading").then_some(())
-    });
+    let quarantined = || {
+        house
+            .worker("scripted-0")
+            .filter(|worker| worker["state"] == "quarantined")
+    };
+    eventually("the worker is quarantined", quarantined);
     assert_eq!(house.processes().len(), 2, "{:?}", house.processes());
+    for list in [&["status"][..], &["worker", "list"]] {
+        let told = house.run(list).expect(0).stdout;
+        assert!(
+            told.contains("quarantined") && told.contains("died 5 times while loading"),
+            "{told}"
+        );
+    }
+    let worker = quarantined().unwrap();
+    assert!(
+        worker["message"]
+            .as_str()
+            .unwrap()
+            .contains("worker restart scripted-0"),
+        "{worker}"
+    );
+    assert_eq!(
+        (&worker["model"], &worker["pid"]),
+        (&"echo".into(), &serde_json::Value::Null)
+    );
+    assert_eq!(house.json(&["status"])["workers"][0], worker);
+    house.up(&[]).says("is quarantined");
 
     house.file("script.json", "{}");
     house.run(&["worker", "restart", "scripted-0"]).expect(0);
     house.ready("scripted-0", Some(pid));
-    assert!(!house.run(&["status"]).expect(0).stdout.contains("trouble"));
+    assert!(!house.run(&["status"]).expect(0).stdout.contains("quarantined"));
     house.run(&["down"]).expect(0);
     house.is_empty();
 }

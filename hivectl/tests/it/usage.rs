@@ -58,7 +58,9 @@ fn doctor_looks_at_everything_and_says_what_to_do() {
 fn doctor_misses_what_a_checkout_builds_and_tests_with() {
     let house = House::new();
     let mut command = house.command(&["doctor", "--json"]);
-    command.env("PATH", house.path("empty")).env("HF_ENDPOINT", "http://127.0.0.1:1");
+    command
+        .env("PATH", house.path("empty"))
+        .env("HF_ENDPOINT", "http://127.0.0.1:1");
     let checks: serde_json::Value = serde_json::from_str(&Started::new(command).end().expect(1).stdout).unwrap();
     let missing: Vec<&str> = checks
         .as_array()

@@ -114,6 +114,33 @@ fn a_restarted_worker_keeps_its_id_and_gets_a_new_epoch() {
 }
 
 #[test]
+fn a_quarantined_worker_is_listed_until_it_is_stopped_or_taken_out() {
+    let house = House::new();
+    house.up(&[]);
+    let record = |gateway: &str| {
+        let record = serde_json::json!({
+            "pid": 1, "start": 1, "id": "w", "model": "m", "model_path": null, "device": "cpu", "slots": 2,
+            "threads": null, "port": null, "script": null, "gateway": gateway, "supervised": false,
+            "stopping": false, "trouble": "it died",
+        });
+        std::fs::write(house.home().join("run/workers/w.json"), record.to_string()).unwrap();
+    };
+    let control_url = house.exported("HIVE_CONTROL_URL");
+    for act in ["stop", "detach"] {
+        record(&control_url);
+        let worker = house.worker("w").unwrap();
+        assert_eq!(
+            (&worker["state"], &worker["message"]),
+            (&"quarantined".into(), &"it died".into())
+        );
+        house.run(&["worker", act, "w"]).expect(0);
+        assert_eq!(house.worker("w"), None);
+    }
+    record("http://10.0.0.7:7412");
+    assert_eq!(house.worker("w"), None, "it is another gateway's");
+}
+
+#[test]
 fn a_worker_that_cannot_load_says_why_and_leaves_nothing() {
     let house = House::new();
     house.up(&[]);

@@ -11,7 +11,7 @@ use rand::Rng;
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::json;
-use wire::{Attach, ModelName, WorkerId, WorkerState, WorkerView};
+use wire::{Attach, ModelFacts, ModelName, WorkerId, WorkerKind, WorkerState, WorkerView};
 
 use crate::{
     cli::{AttachServer, Backend, WorkerCommand},
@@ -19,7 +19,7 @@ use crate::{
     error::Failure,
     gateway_client::Gateway,
     output::Output,
-    state,
+    state::{self, WorkerRun},
 };
 
 /// One worker, exactly as `--json` shows it.
@@ -34,6 +34,9 @@ pub struct WorkerLine<'a> {
     slots: u32,
     in_flight: u32,
     epoch: i64,
+    /// Why it is quarantined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
 }
 
 impl<'a> From<&'a WorkerView> for WorkerLine<'a> {
@@ -48,6 +51,10 @@ impl<'a> From<&'a WorkerView> for WorkerLine<'a> {
             slots: view.slots,
             in_flight: view.in_flight,
             epoch: view.epoch,
+            message: view
+                .message
+                .as_deref()
+                .filter(|_| view.state == WorkerState::Quarantined),
         }
     }
 }
@@ -61,20 +68,64 @@ pub async fn run(command: WorkerCommand, config: &Config, output: &Output) -> Re
         WorkerCommand::Restart { id, timeout } => spawn::restart(&id, timeout, config, output).await,
         WorkerCommand::Logs { id, follow, lines } => logs::print(&id, follow, lines, config, output).await,
         WorkerCommand::Attach(args) => attach(args, config, output).await,
-        WorkerCommand::Detach { id } => {
-            Gateway::find(config)?.detach(&id).await?;
-            output.done(
-                &json!({ "id": id, "detached": true }),
-                format_args!("worker {id} is out"),
-            );
-            Ok(())
-        }
+        WorkerCommand::Detach { id } => detach(&id, config, output).await,
     }
 }
 
 async fn list(config: &Config, output: &Output) -> Result<(), Failure> {
-    show(&Gateway::find(config)?.workers().await?, output);
+    show(&all(config, &Gateway::find(config)?).await?, output);
     Ok(())
+}
+
+/// The gateway's workers, and those of this machine that its supervisor has given up, which the gateway only misses.
+pub async fn all(config: &Config, gateway: &Gateway) -> Result<Vec<WorkerView>, Failure> {
+    let mut views = gateway.workers().await?;
+    for run in state::workers(config) {
+        let is_here = run.spec.gateway == gateway.control_url();
+        let Some(trouble) = run.trouble.clone().filter(|_| is_here) else {
+            continue;
+        };
+        let known = views.iter().position(|view| view.id == run.spec.id);
+        // Its name may have a new owner by now.
+        if known.is_some_and(|at| views[at].pid != Some(run.process.pid) && views[at].state != WorkerState::Lost) {
+            continue;
+        }
+        let seen = known.map(|at| views.remove(at));
+        views.push(WorkerView {
+            state: WorkerState::Quarantined,
+            pid: None,
+            progress: None,
+            message: Some(trouble),
+            ..seen.unwrap_or_else(|| forgotten(&run))
+        });
+    }
+    views.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(views)
+}
+
+/// A worker of which only its record on this machine is left.
+fn forgotten(run: &WorkerRun) -> WorkerView {
+    WorkerView {
+        id: run.spec.id.clone(),
+        model: run.spec.model.clone(),
+        models: vec![run.spec.model.clone()],
+        state: WorkerState::Lost,
+        pid: None,
+        url: String::new(),
+        host: "localhost".to_owned(),
+        slots: run.spec.slots.unwrap_or(0),
+        in_flight: 0,
+        epoch: 0,
+        kind: WorkerKind::Own,
+        device: run.spec.device.clone(),
+        progress: None,
+        message: None,
+        tokens_per_second: None,
+        memory_bytes: None,
+        silent_ms: 0,
+        version: String::new(),
+        facts: ModelFacts::default(),
+    }
 }
 
 /// Workers as they were asked for.
@@ -143,6 +194,26 @@ async fn attach(args: AttachServer, config: &Config, output: &Output) -> Result<
     let models: Vec<&str> = view.models.iter().map(ModelName::as_str).collect();
     output.note(format_args!("attached {} with {}", view.url, models.join(", ")));
     output.line(&view.id);
+    Ok(())
+}
+
+async fn detach(id: &WorkerId, config: &Config, output: &Output) -> Result<(), Failure> {
+    let gateway = Gateway::find(config)?;
+    let quarantined =
+        state::worker(config, id).filter(|run| run.trouble.is_some() && run.spec.gateway == gateway.control_url());
+    // Of a quarantined worker, its record may be all there is.
+    if gateway.worker(id).await?.is_some() {
+        gateway.detach(id).await?;
+    } else if quarantined.is_none() {
+        return Err(unknown(id));
+    }
+    if let Some(run) = quarantined {
+        state::forget_worker(config, id, &run.process);
+    }
+    output.done(
+        &json!({ "id": id, "detached": true }),
+        format_args!("worker {id} is out"),
+    );
     Ok(())
 }
 

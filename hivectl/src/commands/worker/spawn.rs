@@ -116,11 +116,7 @@ pub async fn restart(id: &WorkerId, timeout: u64, config: &Config, output: &Outp
     if kept_up {
         return followed(&run, limit, config, &gateway, output).await;
     }
-    start(&run.spec, false, limit, config, &gateway, output).await?;
-    // A worker the supervisor had given up on is no trouble any more.
-    state::update_supervisor(config, |supervisor| {
-        supervisor.trouble.take_if(|_| supervisor.worker == *id);
-    })
+    start(&run.spec, false, limit, config, &gateway, output).await
 }
 
 async fn start(
