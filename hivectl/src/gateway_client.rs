@@ -210,9 +210,8 @@ impl Gateway {
             ("model", model.map(ModelName::as_str)),
         ];
         let wanted = wanted.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let mut url =
-            reqwest::Url::parse("http://hive").map_err(|error| Failure::task("usage cannot be asked for", error))?;
-        url.query_pairs_mut().extend_pairs(wanted);
+        let url = reqwest::Url::parse_with_params("http://hive", wanted)
+            .map_err(|error| Failure::usage("usage cannot be asked for", "check --key and --model").because(error))?;
         let path = format!("/usage?{}", url.query().unwrap_or_default());
         self.control(Method::GET, &path, None::<&()>).await
     }

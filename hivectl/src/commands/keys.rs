@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use wire::{CreatedKey, KeyLimits, KeyView, NewKey, RotateKey};
+use wire::{CreatedKey, KeyLimits, KeyView, ModelName, NewKey, RotateKey};
 
 use crate::{
     cli::{CreateKey, KeysCommand},
@@ -136,7 +136,7 @@ fn scopes(key: &KeyView) -> String {
 fn models(key: &KeyView) -> String {
     match key.models.as_slice() {
         [] => "all".to_owned(),
-        models => models.iter().map(|model| model.as_str()).collect::<Vec<_>>().join(" "),
+        models => models.iter().map(ModelName::as_str).collect::<Vec<_>>().join(" "),
     }
 }
 
