@@ -17,6 +17,7 @@ use wire::{RequestState, RequestView, WorkerId};
 use crate::{
     db::{self, DbError},
     limits::Reservation,
+    metrics,
 };
 
 /// Entries that may wait for a database that cannot be written; more are dropped, and counted in the log.
@@ -175,6 +176,7 @@ impl Drop for Entry {
             let tokens = [self.view.prompt_tokens, self.view.completion_tokens];
             reservation.used(tokens.into_iter().flatten().map(i64::unsigned_abs).sum());
         }
+        metrics::settled(&self.view);
         self.books.lock().remove(&self.view.id);
         self.books.post(&self.view);
     }

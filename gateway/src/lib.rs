@@ -15,6 +15,7 @@ pub mod db;
 pub mod error;
 pub mod leftover;
 pub mod limits;
+pub mod metrics;
 pub mod registry;
 pub mod relay;
 pub mod router;

@@ -15,6 +15,7 @@ use wire::{KeyLimits, KeyView};
 
 pub use self::meter::{Limit, Refusal, Share, Standing};
 use self::meter::{Meter, Moment};
+use crate::metrics;
 
 /// The meters of all keys that have limits; keys rotated from one another share one.
 #[derive(Debug, Default)]
@@ -53,7 +54,9 @@ impl Meters {
             let before = self.before.get(&key.family).copied().unwrap_or_default();
             Meter::new(key.limits, before, now)
         });
-        let reserved = meter.reserve(tokens, now)?;
+        let reserved = meter
+            .reserve(tokens, now)
+            .inspect_err(|refusal| metrics::limited(refusal.limit))?;
         let standing = meter.standing(now);
         Ok(Some(Reservation {
             meters: self.clone(),

@@ -80,6 +80,7 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::keys::rotate))
         .routes(routes!(api::requests::list))
         .routes(routes!(api::usage::list))
+        .routes(routes!(api::metrics::read))
         .routes(routes!(api::requests::cancel))
         .routes(routes!(api::health::live))
         .routes(routes!(api::health::ready))

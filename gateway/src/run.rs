@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     db::{self, DbError},
     limits::{self, Meters},
+    metrics,
     registry::{
         members::{Event, Limits},
         probe,
@@ -54,6 +55,9 @@ pub enum RunError {
     /// Connections to workers cannot be set up.
     #[error("cannot set up connections to workers")]
     Upstream(#[from] reqwest::Error),
+    /// Metrics cannot be collected.
+    #[error("cannot collect metrics")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
     /// The operating system refused something.
     #[error("the operating system refused: {0}")]
     System(#[from] io::Error),
@@ -162,6 +166,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         books: Books::open(db.clone()),
         db,
         keyring,
+        metrics: metrics::start()?,
         meters: Arc::new(meters),
         dispatcher,
         credentials,

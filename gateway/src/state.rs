@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::SqlitePool;
 use subtle::ConstantTimeEq as _;
 use wire::WorkerId;
@@ -35,6 +36,8 @@ pub struct Hive {
     pub db: SqlitePool,
     /// API keys.
     pub keyring: Keyring,
+    /// What Prometheus reads.
+    pub metrics: PrometheusHandle,
     /// What keys have used of their limits.
     pub meters: Arc<Meters>,
     /// Workers, slots and queues.

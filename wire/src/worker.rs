@@ -37,6 +37,16 @@ pub enum WorkerState {
 }
 
 impl WorkerState {
+    /// All states.
+    pub const ALL: [Self; 6] = [
+        Self::Loading,
+        Self::Ready,
+        Self::Draining,
+        Self::Suspect,
+        Self::Lost,
+        Self::Quarantined,
+    ];
+
     /// The state's one word, as JSON spells it.
     pub fn as_str(self) -> &'static str {
         match self {

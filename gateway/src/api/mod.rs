@@ -7,6 +7,7 @@ pub mod health;
 pub mod join_tokens;
 pub mod keys;
 pub mod members;
+pub mod metrics;
 pub mod models;
 pub mod requests;
 pub mod usage;

@@ -9,7 +9,7 @@ use axum::{
 use wire::Scope;
 
 use super::keyring::Identity;
-use crate::{error::ApiError, state::AppState};
+use crate::{error::ApiError, metrics, state::AppState};
 
 /// Extractors that let in whoever has a scope.
 macro_rules! locks {
@@ -34,6 +34,8 @@ locks! {
     Reader: ModelsRead;
     /// One who may run the hive.
     Operator: Admin;
+    /// One who may read the metrics.
+    Scraper: MetricsRead;
     /// One who may make join tokens for workers.
     Inviter: WorkerJoin;
 }
@@ -50,18 +52,23 @@ impl FromRequestParts<AppState> for Bearer {
 }
 
 fn authorise(parts: &mut Parts, state: &AppState, needed: Scope) -> Result<Identity, ApiError> {
-    let key = credential(&parts.headers)?;
-    let identity = state.keyring.identify(&key, crate::now_ms()).ok_or(ApiError::Unauthenticated(
-        "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked, or expired.",
-    ))?;
+    let identity = identify(parts, state).inspect_err(|_| metrics::refused_login())?;
     if let Some(log) = parts.extensions.get::<crate::telemetry::AccessLog>() {
         log.key(&identity.id);
     }
     if identity.allows(needed) {
         Ok(identity)
     } else {
+        metrics::refused_login();
         Err(ApiError::Forbidden(needed))
     }
+}
+
+fn identify(parts: &Parts, state: &AppState) -> Result<Identity, ApiError> {
+    let key = credential(&parts.headers)?;
+    state.keyring.identify(&key, crate::now_ms()).ok_or(ApiError::Unauthenticated(
+        "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked, or expired.",
+    ))
 }
 
 /// The one credential of a request, from `Authorization: Bearer` or `x-api-key`.

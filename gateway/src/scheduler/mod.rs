@@ -19,6 +19,7 @@ use self::{
     choose::{Choice, choose},
     queue::{FairQueue, Ticket},
 };
+use crate::metrics;
 use crate::registry::members::{Event, Limits, Member, Members, Outcome, Refused, Target};
 
 /// How requests wait.
@@ -61,6 +62,19 @@ pub enum NoSlot {
     QueueTimeout,
 }
 
+/// How busy a model's workers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// The model.
+    pub model: ModelName,
+    /// Slots of its workers that are ready.
+    pub slots: u32,
+    /// Slots that our requests hold.
+    pub taken: u32,
+    /// Requests that wait for one.
+    pub queued: usize,
+}
+
 /// A slot on one worker, given back when dropped.
 #[derive(Debug)]
 pub struct Lease {
@@ -99,6 +113,9 @@ impl Lease {
     /// Tells the registry how the worker did; the slot stays taken until the lease is dropped.
     pub fn report(&self, outcome: Outcome, reason: Option<String>) {
         let target = &self.target;
+        if outcome != Outcome::Fine {
+            metrics::worker_failed();
+        }
         // A worker that left or came back meanwhile is judged no more.
         let _ = self
             .dispatcher
@@ -129,6 +146,17 @@ impl Dispatcher {
 
     /// A slot at once, or after a wait in the queue; dropping the future gives the place up.
     pub async fn acquire(self: &Arc<Self>, ask: Ask<'_>) -> Result<Lease, NoSlot> {
+        let began = Instant::now();
+        let (model, is_retry) = (ask.model.clone(), !ask.tried.is_empty());
+        let lease = self.claim_or_wait(ask).await?;
+        metrics::waited(model.as_str(), began.elapsed());
+        if is_retry {
+            metrics::retried();
+        }
+        Ok(lease)
+    }
+
+    async fn claim_or_wait(self: &Arc<Self>, ask: Ask<'_>) -> Result<Lease, NoSlot> {
         let place = {
             let mut fleet = self.lock();
             match fleet.admit(&ask, self.queue.places_per_slot)? {
@@ -212,6 +240,23 @@ impl Dispatcher {
             .known
             .get(id)
             .map(|known| fleet.model_view(id, known, Instant::now()))
+    }
+
+    /// How busy every known model's workers are.
+    pub fn load(&self) -> Vec<Load> {
+        let fleet = self.lock();
+        let now = Instant::now();
+        let load = |model: &ModelName| {
+            let serving = || fleet.members.serving(model);
+            let ready = serving().filter(|m| fleet.members.state(m, now) == WorkerState::Ready);
+            Load {
+                model: model.clone(),
+                slots: ready.map(|m| m.slots).sum(),
+                taken: serving().map(|m| m.in_flight).sum(),
+                queued: fleet.queues.get(model).map_or(0, FairQueue::len),
+            }
+        };
+        fleet.known.keys().map(load).collect()
     }
 
     /// The places where workers of this kind are called.

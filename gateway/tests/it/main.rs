@@ -28,6 +28,7 @@ mod limits;
 mod log;
 mod loss;
 mod members;
+mod metrics;
 mod models;
 mod openapi;
 mod queue;

@@ -1,0 +1,172 @@
+//! What Prometheus reads at `/metrics`: counters and histograms as things happen, gauges at the moment of reading.
+//!
+//! Labels are bounded: models the registry knows, outcomes, states. No key, person, request or address is ever one.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use wire::{RequestState, RequestView, WorkerState};
+
+use crate::{limits::Limit, state::Hive};
+
+const REQUESTS: &str = "hive_requests_total";
+const TOKENS: &str = "hive_tokens_total";
+const TTFT: &str = "hive_time_to_first_token_seconds";
+const PER_TOKEN: &str = "hive_time_per_output_token_seconds";
+const DURATION: &str = "hive_request_duration_seconds";
+const QUEUED: &str = "hive_queue_wait_seconds";
+const RETRIES: &str = "hive_retries_total";
+const FAILURES: &str = "hive_worker_failures_total";
+const REFUSED_LOGINS: &str = "hive_authentication_failures_total";
+const LIMITED: &str = "hive_limited_total";
+const OPEN: &str = "hive_requests_open";
+const SLOTS: &str = "hive_slots";
+const TAKEN: &str = "hive_slots_taken";
+const QUEUE: &str = "hive_queue_length";
+const WORKERS: &str = "hive_workers";
+
+/// Every metric there is.
+pub const NAMES: [&str; 15] = [
+    REQUESTS,
+    TOKENS,
+    TTFT,
+    PER_TOKEN,
+    DURATION,
+    QUEUED,
+    RETRIES,
+    FAILURES,
+    REFUSED_LOGINS,
+    LIMITED,
+    OPEN,
+    SLOTS,
+    TAKEN,
+    QUEUE,
+    WORKERS,
+];
+
+/// Seconds, from a cache hit on a GPU to a long prefill on a CPU.
+const WAITS: [f64; 13] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
+/// Seconds, from 1,000 tokens a second to one.
+const PACES: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+/// Starts the collection, once for the program.
+pub fn start() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets(&WAITS)?
+        .set_buckets_for_metric(Matcher::Full(PER_TOKEN.to_owned()), &PACES)?
+        .install_recorder()?;
+    describe_counter!(REQUESTS, "Requests that ended, by model and outcome");
+    describe_counter!(TOKENS, "Tokens of prompts and answers, by model");
+    describe_histogram!(TTFT, Unit::Seconds, "From admission to the first token");
+    describe_histogram!(
+        PER_TOKEN,
+        Unit::Seconds,
+        "Mean time between the tokens of an answer after its first"
+    );
+    describe_histogram!(DURATION, Unit::Seconds, "From admission to the end");
+    describe_histogram!(QUEUED, Unit::Seconds, "From admission to a slot");
+    describe_counter!(RETRIES, "Requests given to another worker before the first token");
+    describe_counter!(FAILURES, "Failures of workers while they had a request");
+    describe_counter!(
+        REFUSED_LOGINS,
+        "Requests with no, a wrong or an insufficient credential"
+    );
+    describe_counter!(LIMITED, "Requests refused because a key had used what it may, by limit");
+    describe_gauge!(OPEN, "Requests that wait or run");
+    describe_gauge!(SLOTS, "Slots of workers that are ready, by model");
+    describe_gauge!(TAKEN, "Slots taken by our requests, by model");
+    describe_gauge!(QUEUE, "Requests that wait for a slot, by model");
+    describe_gauge!(WORKERS, "Workers, by state");
+    Ok(handle)
+}
+
+/// All metrics in Prometheus' text form.
+pub fn render(hive: &Hive) -> String {
+    gauge!(OPEN).set(float(hive.books.open_entries()));
+    for load in hive.dispatcher.load() {
+        let model = load.model.to_string();
+        gauge!(SLOTS, "model" => model.clone()).set(load.slots);
+        gauge!(TAKEN, "model" => model.clone()).set(load.taken);
+        gauge!(QUEUE, "model" => model).set(float(load.queued));
+    }
+    let workers = hive.dispatcher.workers();
+    for state in WorkerState::ALL {
+        let count = workers.iter().filter(|worker| worker.state == state).count();
+        gauge!(WORKERS, "state" => state.as_str()).set(float(count));
+    }
+    hive.metrics.run_upkeep();
+    hive.metrics.render()
+}
+
+/// A request has ended.
+pub fn settled(request: &RequestView) {
+    // A name that nobody serves is the client's to choose, so it is no label.
+    let model = match request.error.as_deref() {
+        Some("model_not_found") => "unknown".to_owned(),
+        _ => request.model.clone(),
+    };
+    counter!(REQUESTS, "model" => model.clone(), "state" => request.state.as_str()).increment(1);
+    for (kind, tokens) in [
+        ("prompt", request.prompt_tokens),
+        ("completion", request.completion_tokens),
+    ] {
+        if let Some(tokens) = tokens.and_then(|tokens| u64::try_from(tokens).ok()) {
+            counter!(TOKENS, "model" => model.clone(), "kind" => kind).increment(tokens);
+        }
+    }
+    if let Some(ms) = request.ttft_ms {
+        histogram!(TTFT, "model" => model.clone()).record(seconds(ms));
+    }
+    if request.state != RequestState::Completed {
+        return;
+    }
+    let Some(total_ms) = request.total_ms else { return };
+    histogram!(DURATION, "model" => model.clone()).record(seconds(total_ms));
+    if let (Some(ttft_ms), Some(tokens @ 2..)) = (request.ttft_ms, request.completion_tokens) {
+        let gaps = i32::try_from(tokens - 1).unwrap_or(i32::MAX);
+        histogram!(PER_TOKEN, "model" => model).record(seconds(total_ms - ttft_ms) / f64::from(gaps));
+    }
+}
+
+/// A request has got a slot.
+pub fn waited(model: &str, time: Duration) {
+    histogram!(QUEUED, "model" => model.to_owned()).record(time);
+}
+
+/// A worker failed while it had a request.
+pub fn worker_failed() {
+    counter!(FAILURES).increment(1);
+}
+
+/// A request goes to another worker.
+pub fn retried() {
+    counter!(RETRIES).increment(1);
+}
+
+/// Somebody did not get in.
+pub fn refused_login() {
+    counter!(REFUSED_LOGINS).increment(1);
+}
+
+/// A key has used what it may.
+pub fn limited(limit: Limit) {
+    let limit = match limit {
+        Limit::RequestsPerMinute => "requests_per_minute",
+        Limit::TokensPerMinute => "tokens_per_minute",
+        Limit::TokensPerDay => "tokens_per_day",
+        Limit::ConcurrentRequests => "concurrent_requests",
+        Limit::TokenBudget => "token_budget",
+    };
+    counter!(LIMITED, "limit" => limit).increment(1);
+}
+
+fn seconds(ms: i64) -> f64 {
+    Duration::from_millis(ms.max(0).unsigned_abs()).as_secs_f64()
+}
+
+fn float(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
