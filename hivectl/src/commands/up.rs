@@ -38,6 +38,9 @@ use facts::Facts;
 /// How long a hive that is there may take to be ready.
 const THERE: Duration = Duration::from_secs(60);
 
+/// The longest answer to `--ask`, in tokens.
+const LONGEST_ANSWER: u32 = 512;
+
 /// What `up` finds or makes before anything runs.
 enum Found {
     /// A hive that is up.
@@ -323,11 +326,20 @@ async fn ask(question: &str, model: &str, args: &Up, config: &Config, output: &O
         "model": model,
         "stream": true,
         "messages": [{ "role": "user", "content": question }],
+        // Small models never come to an end by themselves when chance leads them astray.
+        "temperature": 0,
+        "max_completion_tokens": LONGEST_ANSWER,
     });
     let chat = Gateway::local(config, &gateway)?
         .chat(&body, Duration::from_secs(args.timeout))
         .await?;
-    jobs::stream(chat.pieces, output).await
+    let answer = jobs::stream(chat.pieces, output).await?;
+    if answer.finish_reason.as_deref() == Some("length") {
+        output.note(format_args!(
+            "the answer was cut at {LONGEST_ANSWER} tokens; `hivectl jobs submit` has no such limit"
+        ));
+    }
+    Ok(answer)
 }
 
 /// Says what this command line asked for and the running hive does not have; also a gateway that outlived its
