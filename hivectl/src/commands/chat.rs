@@ -39,12 +39,11 @@ pub async fn run(args: Chat, config: &Config, output: &Output, signals: &mut Sig
         if interactive {
             output.prompt("> ");
         }
-        let Some(said) = next_line(&mut lines, signals).await? else {
-            if interactive {
-                output.prompt("\n");
-            }
-            return Ok(());
-        };
+        let said = next_line(&mut lines, signals).await;
+        if interactive && !matches!(said, Ok(Some(_))) {
+            output.prompt("\n");
+        }
+        let Some(said) = said? else { return Ok(()) };
         match said.trim() {
             "" => continue,
             "/exit" => return Ok(()),

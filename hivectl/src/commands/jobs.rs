@@ -113,10 +113,20 @@ fn body(args: &Submit) -> Value {
     body
 }
 
+/// Ends the line that an answer has begun, also when the answer is dropped in its middle.
+struct OpenLine<'a>(&'a Output);
+
+impl Drop for OpenLine<'_> {
+    fn drop(&mut self) {
+        self.0.line("");
+    }
+}
+
 /// Prints an answer as it comes, and a line end after it; with `--json` it is only collected.
 pub async fn stream(pieces: impl Stream<Item = Result<Piece, Failure>>, output: &Output) -> Result<Answer, Failure> {
     let mut pieces = pin!(pieces);
     let mut answer = Answer::default();
+    let mut line = None;
     let outcome = loop {
         match pieces.next().await {
             None => break Ok(()),
@@ -126,14 +136,15 @@ pub async fn stream(pieces: impl Stream<Item = Result<Piece, Failure>>, output: 
             Some(Ok(Piece::Finish(reason))) => answer.finish_reason = Some(reason),
             Some(Ok(Piece::Text(text))) => {
                 if !output.is_json() {
+                    line.get_or_insert_with(|| OpenLine(output));
                     output.piece(&text);
                 }
                 answer.text.push_str(&text);
             }
         }
     };
-    let nothing_came = answer.text.is_empty() && outcome.is_err();
-    if !output.is_json() && !nothing_came {
+    // An empty answer is a line too.
+    if !output.is_json() && line.is_none() && outcome.is_ok() {
         output.line("");
     }
     outcome.map(|()| answer)

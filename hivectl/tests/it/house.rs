@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -37,7 +37,7 @@ pub struct Ended {
 /// A command that runs, with what it has said so far.
 pub struct Started {
     child: Child,
-    said: [Arc<Mutex<String>>; 2],
+    said: [Arc<Mutex<Vec<u8>>>; 2],
     readers: Vec<JoinHandle<()>>,
 }
 
@@ -196,20 +196,20 @@ impl Started {
     #[track_caller]
     pub fn new(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let said = [Arc::new(Mutex::new(String::new())), Arc::new(Mutex::new(String::new()))];
+        let said = [Arc::default(), Arc::default()];
         let readers = vec![
-            follow(child.stdout.take().unwrap(), said[0].clone()),
-            follow(child.stderr.take().unwrap(), said[1].clone()),
+            follow(child.stdout.take().unwrap(), Arc::clone(&said[0])),
+            follow(child.stderr.take().unwrap(), Arc::clone(&said[1])),
         ];
         Self { child, said, readers }
     }
 
     pub fn stdout(&self) -> String {
-        self.said[0].lock().unwrap().clone()
+        String::from_utf8_lossy(&self.said[0].lock().unwrap()).into_owned()
     }
 
     pub fn stderr(&self) -> String {
-        self.said[1].lock().unwrap().clone()
+        String::from_utf8_lossy(&self.said[1].lock().unwrap()).into_owned()
     }
 
     /// Waits until it has said this, on stdout or stderr.
@@ -290,13 +290,14 @@ fn up_arguments<'a>(named: &[&'a str]) -> Vec<&'a str> {
     arguments
 }
 
-fn follow(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> JoinHandle<()> {
+fn follow(mut from: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        let mut from = BufReader::new(from);
-        let mut line = Vec::new();
-        while from.read_until(b'\n', &mut line).unwrap() > 0 {
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
-            line.clear();
+        let mut piece = [0; 4096];
+        loop {
+            match from.read(&mut piece).unwrap() {
+                0 => return,
+                read => into.lock().unwrap().extend(&piece[..read]),
+            }
         }
     })
 }

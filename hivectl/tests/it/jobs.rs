@@ -117,8 +117,10 @@ fn ctrl_c_cancels_the_job() {
     house.up(&["--script", &script]);
     let job = house.start(&["jobs", "submit", "--model", "echo", "--prompt", "x"]);
     let id = eventually("the job runs", || job.stderr().lines().next().map(str::to_owned));
+    eventually("a token came", || (!job.stdout().is_empty()).then_some(()));
     job.signal(Signal::SIGINT);
-    job.end().expect(130).says("cancelled");
+    let ended = job.end().expect(130).says("cancelled");
+    assert!(ended.stdout.ends_with('\n'), "{:?}", ended.stdout);
     eventually("the books say so", || {
         house
             .json(&["jobs", "list"])
