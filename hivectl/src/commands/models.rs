@@ -97,14 +97,14 @@ fn list(config: &Config, output: &Output, with_catalogue: bool) -> Result<(), Fa
     if rows.is_empty() {
         output.note("no models yet");
     } else {
-        output.table(&["NAME", "SIZE", "QUANTIZATION", "SOURCE"], &rows);
+        output.table(&["model", "size", "quantization", "source"], &rows);
     }
     if with_catalogue {
         let rows: Vec<Vec<String>> = missing
             .iter()
             .map(|entry| vec![entry.name.to_string(), entry.good_for.clone().unwrap_or_default()])
             .collect();
-        output.table(&["TO DOWNLOAD", "GOOD FOR"], &rows);
+        output.table(&["to download", "good for"], &rows);
     } else if !missing.is_empty() {
         let names: Vec<&str> = missing.iter().map(|entry| entry.name.as_str()).collect();
         output.note(format_args!("to download by name: {}", names.join(", ")));
@@ -217,6 +217,9 @@ async fn verify(config: &Config, output: &Output, names: &[ModelName]) -> Result
             }
         }
         manifests.retain(|manifest| names.contains(&manifest.name));
+    }
+    if manifests.is_empty() {
+        output.note("no models yet");
     }
     let mut verdicts = Vec::new();
     for manifest in manifests {

@@ -52,8 +52,8 @@ pub fn refused(status: StatusCode, body: &[u8]) -> Failure {
             what,
             "check the URL: OPENAI_BASE_URL and `data_url` name the data plane, --control-url and HIVE_CONTROL_URL the control plane",
         ),
-        code if status == StatusCode::NOT_FOUND => {
-            Failure::usage(what, format!("list what there is, and use a name from it ({code})"))
+        _ if status == StatusCode::NOT_FOUND => {
+            Failure::usage(what, "copy an id or a name from a list of what there is")
         }
         "worker_lost" | "worker_stalled" | "worker_failed" => {
             Failure::task(what, "run it again; `hivectl worker list` shows how the workers are")
@@ -93,7 +93,7 @@ pub fn unreachable_at(url: Result<&str, Failure>, error: reqwest::Error) -> Fail
     }
     Failure::other_side(
         format!("the gateway at {url} cannot be reached"),
-        "start it with `hivectl up`",
+        "start it with `hivectl up`, or correct its URL",
     )
     .because(error.without_url())
 }
