@@ -62,6 +62,16 @@ pub fn send(process: &ProcessMark, signal: Signal) -> io::Result<bool> {
     }
 }
 
+/// Kills exactly this process, and waits up to two seconds for its end; for drops, which cannot wait otherwise.
+pub fn kill_now(process: &ProcessMark) {
+    let patience = Instant::now() + Duration::from_secs(2);
+    // An error means that it is gone, or was never ours.
+    let _ = send(process, Signal::SIGKILL);
+    while is_alive(process) && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Waits until this process is gone.
 pub async fn gone(process: &ProcessMark) {
     while is_alive(process) {

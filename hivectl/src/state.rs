@@ -204,11 +204,12 @@ pub fn write_worker(config: &Config, run: &WorkerRun) -> Result<(), Failure> {
     write_json(&worker_file(config, &run.spec.id), run)
 }
 
-/// Removes the record of a worker, if this process is still the one it names.
+/// Removes the record of a worker, and a join token it never read, if this process is still the one it names.
 pub fn forget_worker(config: &Config, id: &WorkerId, process: &ProcessMark) {
     if worker(config, id).is_some_and(|run| run.process == *process) {
         // Another command may have been faster.
         let _ = fs::remove_file(worker_file(config, id));
+        let _ = fs::remove_file(join_token_file(config, id));
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use nix::sys::signal::Signal;
 use tokio::time::sleep;
 use wire::{ProcessMark, WorkerId, WorkerState, WorkerView};
 
@@ -34,9 +33,7 @@ pub struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        // Each fails only if it has happened already.
-        let _ = process::send(&self.process, Signal::SIGKILL);
-        let _ = std::fs::remove_file(state::join_token_file(self.config, self.id));
+        process::kill_now(&self.process);
         state::forget_worker(self.config, self.id, &self.process);
     }
 }
