@@ -16,6 +16,11 @@ use crate::ssh::{Address, RemoteProgram};
 /// The model of a bare `up`.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
 
+/// Flags of every command, apart from its own.
+const EVERYWHERE: &str = "Options of every command";
+/// Flags of the commands that other machines can do.
+const ELSEWHERE: &str = "On another machine";
+
 /// Run and look after a hive: one OpenAI-compatible endpoint over the GPUs and CPUs you own.
 #[derive(Debug, Parser)]
 #[command(name = "hivectl", version, propagate_version = true, arg_required_else_help = true)]
@@ -32,13 +37,13 @@ pub struct Cli {
 #[derive(Debug, Default, Args)]
 pub struct Global {
     /// Print JSON on stdout instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// The hive's state folder [default: $HIVE_HOME, else $XDG_STATE_HOME/hive]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// The gateway's control plane [default: $HIVE_CONTROL_URL, else the hive of the state folder]
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "URL")]
     pub control_url: Option<String>,
 }
 
@@ -98,13 +103,13 @@ pub enum Command {
 #[derive(Debug, Default, Args)]
 pub struct Place {
     /// Do it on another machine, over SSH; NAME as your ssh config knows it
-    #[arg(long, global = true, value_name = "[USER@]NAME")]
+    #[arg(long, global = true, help_heading = ELSEWHERE, value_name = "[USER@]NAME")]
     pub host: Option<Address>,
     /// Where hivectl lies there [default: its PATH]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, help_heading = ELSEWHERE, value_name = "PATH")]
     pub remote_hivectl: Option<RemoteProgram>,
     /// The ssh config to go by [default: your own]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = ELSEWHERE, value_name = "FILE")]
     pub ssh_config: Option<PathBuf>,
 }
 
@@ -172,6 +177,18 @@ pub enum Backend {
     Metal,
     /// No model at all: deterministic tokens, for tests and benchmarks
     Scripted,
+}
+
+impl Backend {
+    /// Its name, as it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Metal => "metal",
+            Self::Scripted => "scripted",
+        }
+    }
 }
 
 /// `hivectl models …`.

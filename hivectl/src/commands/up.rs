@@ -59,7 +59,7 @@ pub async fn run(args: &Up, config: &Config, output: &Output, signals: &mut Sign
         Found::Running => {
             output.note("this hive is up already");
             tokio::select! {
-                outcome = welcome(args, config, output) => outcome,
+                outcome = welcome(args, false, config, output) => outcome,
                 wish = signals.next() => Err(interrupted(wish)),
             }
         }
@@ -205,7 +205,7 @@ async fn foreground(
     let mut lock = Some(lock);
     let when_ready = async || {
         lock.take();
-        match welcome(args, config, output).await {
+        match welcome(args, true, config, output).await {
             outcome if args.once => outcome.map(|()| Then::Stop),
             outcome => {
                 // The hive is up, whatever became of the question.
@@ -292,18 +292,18 @@ async fn detached(
     }
     drop(lock);
     tokio::select! {
-        outcome = welcome(args, config, output) => outcome,
+        outcome = welcome(args, false, config, output) => outcome,
         wish = signals.next() => Err(interrupted(wish)),
     }
 }
 
 /// Tells how to use the hive that is up, and answers the question if there is one. As JSON both are one object, which
-/// comes when the answer has ended.
-async fn welcome(args: &Up, config: &Config, output: &Output) -> Result<(), Failure> {
+/// comes when the answer has ended. `is_ours`: it lives as long as this command.
+async fn welcome(args: &Up, is_ours: bool, config: &Config, output: &Output) -> Result<(), Failure> {
     note_differences(args, config, output);
     let facts = Facts::of(config)?;
     if !output.is_json() {
-        facts.tell(args, output);
+        facts.tell(args, is_ours, output);
     }
     let asked = match &args.ask {
         Some(question) => Some(ask(question, &facts.model, args, config, output).await),
@@ -353,12 +353,18 @@ fn note_differences(args: &Up, config: &Config, output: &Output) {
             output.note(format_args!("worker {} is quarantined: {trouble}", run.spec.id));
         }
     }
+    if state::worker(config, &supervisor.worker).is_none() {
+        output.note(format_args!(
+            "its worker {} was stopped; `hivectl down` and `hivectl up` bring it back",
+            supervisor.worker
+        ));
+    }
     let model = supervisor.model.as_str();
     // The default model is a wish only where it was typed; a running hive has a model already.
     if args.model != model && args.model != crate::cli::DEFAULT_MODEL {
         output.note(format_args!(
             "it serves {model}; add a worker with `hivectl worker spawn {} --model {}`",
-            super::worker::device(args.device, None).unwrap_or_default(),
+            args.device.name(),
             args.model
         ));
     }

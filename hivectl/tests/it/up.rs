@@ -78,6 +78,14 @@ fn a_second_up_finds_the_first_and_prints_the_same() {
     assert_eq!(house.processes(), before);
     let third = house.up(&["--port", "1"]).says("--port counts at the next start");
     assert_eq!(third.stdout, first.stdout);
+    // It returns at once, so Ctrl-C stops nothing.
+    let fourth = house.start_up(&[]).end().expect(0).stdout;
+    assert!(
+        fourth.starts_with("The hive is up; `hivectl down` stops it"),
+        "{fourth}"
+    );
+    house.run(&["worker", "stop", "scripted-0"]).expect(0);
+    house.up(&[]).says("its worker scripted-0 was stopped");
 }
 
 #[test]
@@ -309,12 +317,15 @@ fn a_second_ctrl_c_cuts_off_answers_in_the_making() {
 fn a_model_that_loads_for_too_long_is_a_timeout() {
     let house = House::new();
     let script = house.file("slow.json", r#"{"load_ms": 600000}"#);
-    house
-        .start_up(&["--detach", "--script", &script, "--timeout", "1"])
-        .end()
-        .expect(124)
-        .says("was not ready within 1 s");
-    house.is_empty();
+    // With 0, the worker has not even read its join token.
+    for limit in ["1", "0"] {
+        house
+            .start_up(&["--detach", "--script", &script, "--timeout", limit])
+            .end()
+            .expect(124)
+            .says(&format!("was not ready within {limit} s"));
+        house.is_empty();
+    }
 }
 
 #[test]

@@ -57,12 +57,12 @@ impl Facts {
         facts
     }
 
-    /// Prints them for a person, or for a shell.
-    pub fn tell(&self, args: &Up, output: &Output) {
+    /// Prints them for a person, or for a shell. `is_ours`: the hive lives as long as this command.
+    pub fn tell(&self, args: &Up, is_ours: bool, output: &Output) {
         if args.print_env {
             output.line(self.exports());
         } else if !args.once {
-            output.line(self.welcome(args.detach));
+            output.line(self.welcome(is_ours));
         }
     }
 
@@ -81,7 +81,7 @@ impl Facts {
             .join("\n")
     }
 
-    fn welcome(&self, detached: bool) -> String {
+    fn welcome(&self, is_ours: bool) -> String {
         let Self { base_url, model, .. } = self;
         let key = self.key.expose_secret();
         // By hand, because a JSON library would sort the keys; a model's name holds nothing to be escaped.
@@ -103,10 +103,10 @@ impl Facts {
                  [\"choices\"][0][\"message\"][\"content\"])"
             ))
         );
-        let stop = if detached {
-            "`hivectl down` stops it"
-        } else {
+        let stop = if is_ours {
             "Ctrl-C stops it, and so does `hivectl down`"
+        } else {
+            "`hivectl down` stops it"
         };
         format!(
             "The hive is up; {stop}.\n\n  base URL  {base_url}\n  API key   {key}\n  model     {model}\n\nTry it:\n\n{curl}\n\n{python}\n"

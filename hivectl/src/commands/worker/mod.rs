@@ -232,9 +232,7 @@ pub fn model_name(text: &str) -> Result<ModelName, Failure> {
 pub fn device(backend: Backend, gpu: Option<u32>) -> Result<String, Failure> {
     match (backend, gpu) {
         (Backend::Cuda, gpu) => Ok(format!("cuda:{}", gpu.unwrap_or(0))),
-        (Backend::Cpu, None) => Ok("cpu".to_owned()),
-        (Backend::Metal, None) => Ok("metal".to_owned()),
-        (Backend::Scripted, None) => Ok("scripted".to_owned()),
+        (backend, None) => Ok(backend.name().to_owned()),
         (_, Some(_)) => Err(Failure::usage(
             "--gpu goes with the backend `cuda` only",
             "leave --gpu out, or use `cuda`",
