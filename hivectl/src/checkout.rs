@@ -267,7 +267,7 @@ fn remedy(last: &VecDeque<String>) -> &'static str {
     } else if says("is `cmake` not installed?") {
         "install cmake (Debian and Ubuntu: `apt install cmake`), then run the command again"
     } else if says("No space left on device") || says("os error 28") {
-        "free disk space (a build needs about 10 GB), then run the command again"
+        "free disk space (a first build needs about 5 GB), then run the command again"
     } else if says("nvcc") {
         "install the CUDA toolkit so that `nvcc` is on the PATH, or use --device cpu"
     } else if says("rustc") && says("is not supported") || says("requires rustc") {
