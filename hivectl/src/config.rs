@@ -182,8 +182,9 @@ impl Config {
 
         let control_from_env = about_this("HIVE_CONTROL_URL")?;
         let secret = |name: &str| Ok::<_, Failure>(about_this(name)?.map(|key| SecretString::from(key.trim())));
+        let is_about_another = flags.control_url.is_some() && flags.control_url != control_from_env;
         let on_the_same_host = |base: &String| {
-            let control = control_from_env.as_deref().filter(|_| flags.control_url.is_none());
+            let control = control_from_env.as_deref().filter(|_| !is_about_another);
             control.is_some_and(|control| host_of(control).is_some() && host_of(control) == host_of(base))
         };
         let openai = about_this("OPENAI_BASE_URL")?
@@ -377,6 +378,31 @@ mod tests {
                 .exit_code(),
             2
         );
+    }
+
+    #[test]
+    fn a_flag_that_names_another_control_plane_leaves_the_environments_data_plane_behind() {
+        let data_url = |flag: &str| {
+            let flags = Global {
+                control_url: Some(flag.to_owned()),
+                ..Global::default()
+            };
+            let bundle = [
+                ("HOME", "/h"),
+                ("HIVE_CONTROL_URL", "http://127.0.0.1:2"),
+                ("OPENAI_BASE_URL", "http://127.0.0.1:1/v1"),
+                ("OPENAI_API_KEY", "hvk_a"),
+            ];
+            let env = |name: &str| {
+                bundle
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| value.into())
+            };
+            Config::resolve(&flags, env).unwrap().data_url
+        };
+        assert_eq!(data_url("http://127.0.0.1:2").as_deref(), Some("http://127.0.0.1:1"));
+        assert_eq!(data_url("http://127.0.0.1:4"), None);
     }
 
     #[test]
