@@ -8,13 +8,16 @@ use std::{
 use rand::Rng;
 use secrecy::SecretString;
 use tokio::{sync::mpsc, time::Instant};
-use wire::{Heartbeat, HeartbeatReply, Registered};
+use wire::{Heartbeat, HeartbeatReply, Registered, WorkerState};
 
 use super::{
     Credential, Ending,
     control::{Control, ControlError},
 };
 use crate::state::Worker;
+
+/// How often it beats while the model is being loaded: progress that does not move looks like a hang.
+const WHILE_LOADING: Duration = Duration::from_millis(500);
 
 /// Beats until it is dropped, or until another process has taken the worker's place.
 pub struct Pulse {
@@ -92,7 +95,10 @@ impl Pulse {
                     let _ = self.ends.try_send(Ending::Drained);
                 }
                 self.interval = at_least_a_moment(heartbeat_interval_ms);
-                Ok(self.interval)
+                Ok(match beat.state {
+                    WorkerState::Loading => self.interval.min(WHILE_LOADING),
+                    _ => self.interval,
+                })
             }
             Err(error) if matches!(error.status(), Some(401 | 404)) => {
                 tracing::info!(reason = %error, "registering again");
