@@ -1,12 +1,14 @@
-//! The worker's HTTP: OpenAI's chat API over the one engine, for whoever shows the dispatch bearer.
+//! The worker's HTTP: OpenAI's API over the one engine, for whoever shows the dispatch bearer.
 //!
 //! Every route wants the bearer, except the challenge by which the gateway finds out who listens here. A dispatch
 //! must also name the epoch of the registration in force. Nothing is queued: without a free slot it says so.
 
 mod answer;
 mod chunk;
+mod embeddings;
+mod order;
 mod refusal;
-mod request;
+mod text;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -20,7 +22,7 @@ use axum::{
     routing::{get, post},
     serve::ListenerExt,
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream};
 use hmac::{Hmac, Mac};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -29,8 +31,12 @@ use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use wire::{CHALLENGE_PATH, ChallengeAnswer, EPOCH_HEADER, PROMPT_TOKENS_HEADER, REQUEST_HEADER, WorkerState};
 
-use crate::state::{Worker, hex, random_hex};
-use answer::Head;
+use crate::{
+    engine::{Engine, EngineError, Event, FinishReason, Prepared, Slot, Usage},
+    state::{Worker, hex, random_hex},
+};
+use answer::{Giving, Head, Telling};
+use order::{Form, Order};
 use refusal::Refusal;
 
 /// Largest request body, in bytes.
@@ -54,6 +60,8 @@ pub async fn serve(listener: TcpListener, worker: Arc<Worker>) {
 fn router(worker: Arc<Worker>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/models", get(models))
         .route("/healthz", get(healthz))
         .fallback(|| async { Refusal::UnknownUrl })
@@ -99,31 +107,111 @@ async fn chat(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    check_epoch(&worker, &headers).await?;
-    let engine = match (worker.state(), worker.engine.get()) {
-        (WorkerState::Ready, Some(engine)) => engine,
-        (WorkerState::Loading, _) => return Err(Refusal::Loading),
-        _ => return Err(Refusal::ShuttingDown),
-    };
-    let asked = request::parse(&body?, &worker.model)?;
-    let prepared = tokio::select! {
-        prepared = engine.prepare(asked.chat) => prepared?,
+    let engine = ready(&worker, &headers).await?;
+    let order = Order::chat(&body?, &worker.model, &engine.facts())?;
+    answer(&worker, engine, &headers, order).await
+}
+
+/// `POST /v1/completions`.
+async fn completions(
+    State(worker): State<Arc<Worker>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let engine = ready(&worker, &headers).await?;
+    let order = Order::completion(&body?, &worker.model)?;
+    answer(&worker, engine, &headers, order).await
+}
+
+/// The engine, if this dispatch is for it.
+async fn ready<'a>(worker: &'a Worker, headers: &HeaderMap) -> Result<&'a Arc<dyn Engine>, Refusal> {
+    check_epoch(worker, headers).await?;
+    match (worker.state(), worker.engine.get()) {
+        (WorkerState::Ready, Some(engine)) => Ok(engine),
+        (WorkerState::Loading, _) => Err(Refusal::Loading),
+        _ => Err(Refusal::ShuttingDown),
+    }
+}
+
+/// What the engine makes of a request before it takes a slot.
+async fn prepare<T>(worker: &Worker, work: impl Future<Output = Result<T, EngineError>>) -> Result<T, Refusal> {
+    tokio::select! {
+        prepared = work => prepared.map_err(|error| {
+            if let EngineError::Stuck(reason) = &error {
+                worker.break_down(reason);
+            }
+            Refusal::of(error, &worker.model)
+        }),
         // Preparing may have to wait for a prefill; no use, where there is no slot afterwards.
-        () = worker.stays_full() => return Err(Refusal::Busy),
-    };
-    let prompt_tokens = prepared.prompt_tokens();
+        () = worker.stays_full() => Err(Refusal::Busy),
+    }
+}
+
+/// A place at the engine; none while all are taken, or once the worker leaves.
+async fn take_slot(worker: &Worker) -> Result<Slot, Refusal> {
     let slot = worker.take_slot().await.ok_or(Refusal::Busy)?;
     // It may have been told to stop while this request was being prepared.
-    if worker.state() != WorkerState::Ready {
-        return Err(Refusal::ShuttingDown);
+    match worker.state() {
+        WorkerState::Ready => Ok(slot),
+        _ => Err(Refusal::ShuttingDown),
     }
-    let head = Head::new(&request_id(&headers), worker.model.clone());
-    let events = engine.generate(prepared, slot);
-    let giving = answer::Giving::new(worker.clone(), &head, prompt_tokens);
-    let mut response = if asked.stream {
-        answer::stream(head, asked.include_usage, events, giving)
+}
+
+/// Generates what was ordered; all choices share one slot.
+async fn answer(
+    worker: &Arc<Worker>,
+    engine: &Arc<dyn Engine>,
+    headers: &HeaderMap,
+    order: Order,
+) -> Result<Response, Refusal> {
+    let Order {
+        requests,
+        n,
+        stream,
+        include_usage,
+        form,
+    } = order;
+    let mut prompts: Vec<Prepared> = Vec::with_capacity(requests.len());
+    for request in requests {
+        prompts.push(prepare(worker, engine.prepare(request)).await?);
+    }
+    let prompt_tokens = prompts.iter().map(Prepared::prompt_tokens).sum();
+    let slot = take_slot(worker).await?;
+    let each = || prompts.iter().flat_map(|prompt| (0..n).map(move |i| (prompt, i)));
+    let telling = Telling {
+        head: Head::new(
+            &request_id(headers),
+            form,
+            worker.model.clone(),
+            engine.fingerprint().to_owned(),
+        ),
+        form,
+        prompt_tokens,
+        echoes: each()
+            .map(|(prompt, _)| match form {
+                Form::Text { echo: true } => prompt.written().to_owned(),
+                _ => String::new(),
+            })
+            .collect(),
+        include_usage,
+    };
+    let choices = answer::choices(each().map(|(prompt, i)| {
+        match prompt.budget() {
+            // Only an echo was asked for.
+            0 => stream::once(std::future::ready(Event::Finish {
+                reason: FinishReason::Length,
+                usage: Usage::default(),
+            }))
+            .boxed(),
+            _ => engine.generate(prompt.choice(i), slot.clone()),
+        }
+    }));
+    drop(slot);
+    let giving = Giving::new(worker.clone(), &telling);
+    let mut response = if stream {
+        answer::stream(telling, choices, giving)
     } else {
-        Json(answer::whole(&head, events, giving).await?).into_response()
+        answer::whole(&telling, choices, giving).await?
     };
     response
         .headers_mut()

@@ -43,6 +43,9 @@ pub enum Error {
     /// The gateway has given this worker's id to another process.
     #[error("another process has registered as `{0}` and took over; choose another --id to run both")]
     Replaced(String),
+    /// The engine is stuck, and a process cannot stop its own threads.
+    #[error("{0}; start the worker anew, and if it happens again, take another file of this model")]
+    Broken(String),
     /// It was told to stop a second time before all answers had ended.
     #[error("stopped at once, before running answers had ended")]
     Forced,
@@ -54,7 +57,12 @@ impl Error {
         match self {
             Self::Usage(_) => 2,
             Self::Unreachable { .. } | Self::Refused(_) => 3,
-            Self::Load(_) | Self::Bind { .. } | Self::System { .. } | Self::Replaced(_) | Self::Forced => 1,
+            Self::Load(_)
+            | Self::Bind { .. }
+            | Self::System { .. }
+            | Self::Replaced(_)
+            | Self::Broken(_)
+            | Self::Forced => 1,
         }
     }
 

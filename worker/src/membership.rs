@@ -71,6 +71,8 @@ pub enum Ending {
     Replaced,
     /// The model is not to be had.
     NotLoaded(LoadError),
+    /// The engine is stuck for good.
+    Broken(String),
 }
 
 impl Ending {
@@ -80,6 +82,7 @@ impl Ending {
             Self::Drained => "drained by the gateway".to_owned(),
             Self::Replaced => "replaced".to_owned(),
             Self::NotLoaded(error) => format!("the model could not be loaded: {error}"),
+            Self::Broken(reason) => reason.clone(),
         }
     }
 
@@ -88,6 +91,7 @@ impl Ending {
             Self::Told(_) | Self::Drained => Ok(()),
             Self::Replaced => Err(Error::Replaced(worker.id.to_string())),
             Self::NotLoaded(error) => Err(error.into()),
+            Self::Broken(reason) => Err(Error::Broken(reason)),
         }
     }
 }
@@ -165,9 +169,11 @@ async fn member(
         }
         Err(error) => return Ending::NotLoaded(error),
     }
+    let mut broken = worker.broken.subscribe();
     tokio::select! {
         signal = signals.next() => Ending::Told(signal),
         Some(ending) = gateway_says.recv() => ending,
+        Ok(reason) = broken.wait_for(Option::is_some) => Ending::Broken(reason.clone().unwrap_or_default()),
     }
 }
 
@@ -178,7 +184,7 @@ async fn leaving(config: &Config, worker: &Worker, ending: &Ending, signals: &mu
     worker.enter(WorkerState::Draining, Some(reason));
     worker.answers.close();
     let patience = match ending {
-        Ending::Replaced => Duration::ZERO,
+        Ending::Replaced | Ending::Broken(_) => Duration::ZERO,
         _ => config.api.drain_timeout,
     };
     tokio::select! {

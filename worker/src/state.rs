@@ -51,6 +51,8 @@ pub struct Worker {
     pub stop: CancellationToken,
     /// The listener must close now.
     pub close: CancellationToken,
+    /// Why only a new process can go on, once it is so.
+    pub broken: watch::Sender<Option<String>>,
     free: Arc<Semaphore>,
 }
 
@@ -112,6 +114,7 @@ impl Worker {
             answers: TaskTracker::new(),
             stop: CancellationToken::new(),
             close: CancellationToken::new(),
+            broken: watch::Sender::new(None),
             free: Arc::new(Semaphore::new(slots as usize)),
         })
     }
@@ -138,6 +141,11 @@ impl Worker {
             life.progress = Some(progress.max(life.progress.unwrap_or(0.0)));
             is_news && life.state == WorkerState::Loading
         });
+    }
+
+    /// Something is beyond repair: the worker leaves, and whoever started it may start it anew.
+    pub fn break_down(&self, reason: &str) {
+        self.broken.send_replace(Some(reason.to_owned()));
     }
 
     /// What is known about the model; nothing before it is loaded.

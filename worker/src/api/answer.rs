@@ -1,7 +1,8 @@
 //! From an engine's events to an answer: a stream of OpenAI's chunks, or one piece.
 //!
 //! The first chunk leaves with the first event of the engine, not before: until then the gateway may still take the
-//! request elsewhere. A stream that fails ends with an error event and without `[DONE]`.
+//! request elsewhere. A stream that fails ends with an error event and without `[DONE]`. Several choices are one
+//! stream, and end as one.
 
 use std::{
     collections::VecDeque,
@@ -11,62 +12,97 @@ use std::{
 };
 
 use axum::{
+    Json,
     body::{Body, Bytes},
     http::header,
     response::{IntoResponse, Response},
 };
 use futures_util::{
     FutureExt, StreamExt,
-    stream::{self, BoxStream},
+    stream::{self, BoxStream, SelectAll},
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use wire::ModelName;
 
 use super::{
-    chunk::{Chunk, Delta, Whole, error_event, sse},
+    chunk::{Call, Choice, Delta, Envelope, WholeChoice, error_event, sse},
+    order::Form,
     refusal::Refusal,
+    text::TextChoice,
 };
 use crate::{
-    engine::{self, Event, Fault, FinishReason, TokenLogprob, Usage},
-    state::Worker,
+    engine::{self, Event, Fault, FinishReason, Piece, TokenLogprob, Usage},
+    state::{Worker, random_hex},
 };
 
 /// What all chunks of an answer have in common.
 #[derive(Debug, Clone)]
 pub struct Head {
-    /// `chatcmpl-` and the id of the request.
+    /// `chatcmpl-` or `cmpl-`, and the id of the request.
     pub id: String,
     /// Unix seconds.
     pub created: u64,
     /// The model that answers.
     pub model: ModelName,
+    /// What decides what a seed answers.
+    pub fingerprint: String,
 }
 
 impl Head {
     /// For the answer to the request of that id.
-    pub fn new(request: &str, model: ModelName) -> Self {
+    pub fn new(request: &str, form: Form, model: ModelName, fingerprint: String) -> Self {
         let created = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
+        let kind = if form == Form::Chat { "chatcmpl" } else { "cmpl" };
         Self {
-            id: format!("chatcmpl-{request}"),
+            id: format!("{kind}-{request}"),
             created,
             model,
+            fingerprint,
         }
     }
 }
 
+/// The choices of one answer: what each says, with its number; nothing where one has ended.
+pub type Choices = SelectAll<BoxStream<'static, (usize, Option<Event>)>>;
+
+/// The choices of one answer, in their order.
+pub fn choices(all: impl IntoIterator<Item = BoxStream<'static, Event>>) -> Choices {
+    let numbered = all.into_iter().enumerate().map(|(i, events)| {
+        let end = stream::once(std::future::ready((i, None)));
+        events.map(move |event| (i, Some(event))).chain(end).boxed()
+    });
+    stream::select_all(numbered)
+}
+
+/// How an answer is told.
+#[derive(Debug)]
+pub struct Telling {
+    /// What all chunks have in common.
+    pub head: Head,
+    /// Chat or text.
+    pub form: Form,
+    /// Tokens of all prompts.
+    pub prompt_tokens: u32,
+    /// What comes before each choice.
+    pub echoes: Vec<String>,
+    /// A stream ends with its usage.
+    pub include_usage: bool,
+}
+
 /// The answer as server-sent events. Dropping the body ends the work.
-pub fn stream(head: Head, include_usage: bool, events: BoxStream<'static, Event>, giving: Giving) -> Response {
-    let writer = Writer::new(head, include_usage);
+pub fn stream(telling: Telling, choices: Choices, giving: Giving) -> Response {
+    let writer = Writer::new(telling);
     let body = stream::unfold(
-        (events, writer, giving),
-        |(mut events, mut writer, mut giving)| async move {
+        (choices, writer, giving),
+        |(mut choices, mut writer, mut giving)| async move {
             while writer.ready.is_empty() && writer.phase != Phase::Over {
-                match giving.next(&mut events).await {
-                    Said::Event(event) => writer.write(event),
-                    Said::Nothing => writer.fail("engine_failed", "The engine lost the generation."),
+                match giving.next(&mut choices).await {
+                    Said::Event(i, event) => writer.write(i, event),
+                    Said::Ended(i) if writer.choices[i].is_over => {}
+                    Said::Ended(_) | Said::Nothing => writer.fail("engine_failed", "The engine lost the generation."),
                     Said::Stop => writer.fail("shutting_down", "This worker is shutting down."),
                 }
             }
@@ -75,7 +111,7 @@ pub fn stream(head: Head, include_usage: bool, events: BoxStream<'static, Event>
                 // What was written before must be on the wire when the connection breaks.
                 tokio::task::yield_now().await;
             }
-            Some((frame, (events, writer, giving)))
+            Some((frame, (choices, writer, giving)))
         },
     );
     let headers = [
@@ -85,32 +121,101 @@ pub fn stream(head: Head, include_usage: bool, events: BoxStream<'static, Event>
     (headers, Body::from_stream(body)).into_response()
 }
 
+/// A choice as it gathers.
+#[derive(Default)]
+struct Gathered {
+    text: String,
+    calls: Vec<Call>,
+    logprobs: Vec<TokenLogprob>,
+    reason: Option<FinishReason>,
+}
+
 /// The answer in one piece.
-pub async fn whole(head: &Head, mut events: BoxStream<'static, Event>, mut giving: Giving) -> Result<Whole, Refusal> {
-    let mut text = String::new();
-    let mut logprobs = Vec::new();
-    loop {
-        match giving.next(&mut events).await {
-            Said::Event(Event::Delta(delta)) => {
-                text.push_str(&delta.text);
-                logprobs.extend(delta.logprobs);
+pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) -> Result<Response, Refusal> {
+    let lost = || Refusal::Failed("it lost the generation".to_owned());
+    let begin = |echo: &String| Gathered {
+        text: echo.clone(),
+        ..Gathered::default()
+    };
+    let mut gathered: Vec<Gathered> = telling.echoes.iter().map(begin).collect();
+    let mut completion = 0;
+    while gathered.iter().any(|choice| choice.reason.is_none()) {
+        match giving.next(&mut choices).await {
+            Said::Event(i, Event::Delta(delta)) => gathered[i].add(delta),
+            Said::Event(i, Event::Finish { reason, usage }) => {
+                gathered[i].reason = Some(reason);
+                completion += usage.completion;
             }
-            Said::Event(Event::Finish { reason, usage }) => {
-                return Ok(Whole::new(head, text, &logprobs, reason, usage));
-            }
-            Said::Event(Event::Failed(reason)) => return Err(Refusal::Failed(reason)),
-            Said::Event(Event::Fault(_)) | Said::Nothing => {
-                return Err(Refusal::Failed("it lost the generation".to_owned()));
-            }
+            Said::Event(_, Event::Failed(reason)) => return Err(Refusal::Failed(reason)),
+            Said::Ended(i) if gathered[i].reason.is_some() => {}
+            Said::Event(_, Event::Fault(_)) | Said::Ended(_) | Said::Nothing => return Err(lost()),
             Said::Stop => return Err(Refusal::ShuttingDown),
+        }
+    }
+    let usage = Usage {
+        prompt: telling.prompt_tokens,
+        completion,
+    };
+    let (head, usage) = (&telling.head, Some(usage));
+    let numbered = gathered.iter().zip(&telling.echoes).enumerate();
+    Ok(match telling.form {
+        Form::Chat => {
+            let choices = numbered.map(
+                |(
+                    i,
+                    (
+                        Gathered {
+                            text,
+                            calls,
+                            logprobs,
+                            reason,
+                        },
+                        _,
+                    ),
+                )| { WholeChoice::new(i, text, calls, logprobs, reason.unwrap_or(FinishReason::Stop)) },
+            );
+            Json(Envelope::new(head, "chat.completion", choices.collect(), usage)).into_response()
+        }
+        Form::Text { .. } => {
+            let choices = numbered.map(|(i, (choice, echo))| {
+                let mut offset = echo.chars().count();
+                TextChoice::new(i, &choice.text, &choice.logprobs, &mut offset, choice.reason)
+            });
+            Json(Envelope::new(head, "text_completion", choices.collect(), usage)).into_response()
+        }
+    })
+}
+
+impl Gathered {
+    fn add(&mut self, delta: engine::Delta) {
+        self.logprobs.extend(delta.logprobs);
+        match delta.piece {
+            Piece::Text(text) => self.text.push_str(&text),
+            Piece::Call { name } => self.calls.push(Call {
+                id: call_id(),
+                name,
+                ..Call::default()
+            }),
+            Piece::Arguments(text) => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments.push_str(&text);
+                }
+            }
         }
     }
 }
 
+/// An id that no other call in the conversation has.
+fn call_id() -> String {
+    format!("call_{}", random_hex::<12>())
+}
+
 /// What comes next of an answer.
 enum Said {
-    Event(Event),
-    /// The engine ended without a last word.
+    Event(usize, Event),
+    /// This choice says no more.
+    Ended(usize),
+    /// No choice does.
     Nothing,
     /// The worker wants all answers to end.
     Stop,
@@ -121,8 +226,12 @@ pub struct Giving {
     worker: Arc<Worker>,
     id: String,
     prompt_tokens: u32,
-    deltas: u32,
-    usage: Option<Usage>,
+    /// Choices that have not ended.
+    open: usize,
+    /// Tokens of choices that have ended.
+    completion: u32,
+    /// Tokens counted so far.
+    counted: u32,
     outcome: &'static str,
     began: Instant,
     first: Option<Instant>,
@@ -130,24 +239,24 @@ pub struct Giving {
 }
 
 impl Giving {
-    /// An answer to a prompt of so many tokens begins.
-    pub fn new(worker: Arc<Worker>, head: &Head, prompt_tokens: u32) -> Self {
+    /// An answer begins.
+    pub fn new(worker: Arc<Worker>, telling: &Telling) -> Self {
         let present = worker.answers.token();
-        let (id, began) = (head.id.clone(), Instant::now());
         Self {
             worker,
-            id,
-            prompt_tokens,
-            deltas: 0,
-            usage: None,
+            id: telling.head.id.clone(),
+            prompt_tokens: telling.prompt_tokens,
+            open: telling.echoes.len(),
+            completion: 0,
+            counted: 0,
             outcome: "cancelled",
-            began,
+            began: Instant::now(),
             first: None,
             _present: present,
         }
     }
 
-    async fn next(&mut self, events: &mut BoxStream<'static, Event>) -> Said {
+    async fn next(&mut self, choices: &mut Choices) -> Said {
         let next = tokio::select! {
             biased;
             () = self.worker.stop.cancelled() => {
@@ -155,28 +264,40 @@ impl Giving {
                 return Said::Stop;
             }
             // A panic of the engine's is a failure like any other.
-            next = AssertUnwindSafe(events.next()).catch_unwind() => next,
+            next = AssertUnwindSafe(choices.next()).catch_unwind() => next,
         };
-        let event = next.unwrap_or_else(|_| Some(Event::Failed("a bug; the worker's log has the place".to_owned())));
+        let bug = || Event::Failed("a bug; the worker's log has the place".to_owned());
+        let (i, event) = match next {
+            Ok(Some((i, Some(event)))) => (i, event),
+            Ok(Some((i, None))) => return Said::Ended(i),
+            Ok(None) => return Said::Nothing,
+            Err(_) => (0, bug()),
+        };
         match &event {
-            Some(Event::Delta(_)) => {
+            Event::Delta(_) => {
                 self.first.get_or_insert_with(Instant::now);
-                self.deltas += 1;
-                self.worker.count_tokens(1);
+                self.count(1);
             }
-            Some(Event::Finish { usage, .. }) => {
-                self.outcome = "complete";
-                self.usage = Some(*usage);
-                self.worker
-                    .count_tokens(usage.completion.saturating_sub(self.deltas).into());
+            Event::Finish { usage, .. } => {
+                self.completion += usage.completion;
+                self.open = self.open.saturating_sub(1);
+                if self.open == 0 {
+                    self.outcome = "complete";
+                    self.count(self.completion.saturating_sub(self.counted));
+                }
             }
-            Some(Event::Failed(reason)) => {
+            Event::Failed(reason) => {
                 self.outcome = "failed";
                 tracing::error!(id = self.id, reason, "the engine failed");
             }
-            Some(Event::Fault(_)) | None => self.outcome = "failed",
+            Event::Fault(_) => self.outcome = "failed",
         }
-        event.map_or(Said::Nothing, Said::Event)
+        Said::Event(i, event)
+    }
+
+    fn count(&mut self, tokens: u32) {
+        self.counted += tokens;
+        self.worker.count_tokens(tokens.into());
     }
 }
 
@@ -187,7 +308,7 @@ impl Drop for Giving {
             id = self.id,
             outcome = self.outcome,
             prompt_tokens = self.prompt_tokens,
-            completion_tokens = self.usage.map_or(self.deltas, |usage| usage.completion),
+            completion_tokens = if self.open == 0 { self.completion } else { self.counted },
             first_token_ms = self.first.map(millis),
             total_ms = millis(Instant::now()),
             "answered"
@@ -202,50 +323,63 @@ struct Broken;
 
 /// Writes events as the frames of a stream.
 struct Writer {
-    head: Head,
-    include_usage: bool,
+    telling: Telling,
+    choices: Vec<Written>,
+    completion: u32,
     ready: VecDeque<Result<Bytes, Broken>>,
     lacks_done: bool,
     phase: Phase,
+}
+
+/// How far a choice has been written.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    /// Calls begun.
+    calls: usize,
+    /// Characters of text.
+    offset: usize,
+    is_over: bool,
 }
 
 #[derive(PartialEq, Eq)]
 enum Phase {
     /// Nothing has been written.
     New,
-    /// The speaker has been named.
+    /// The speakers have been named.
     Begun,
     /// Nothing more will be written.
     Over,
 }
 
 impl Writer {
-    fn new(head: Head, include_usage: bool) -> Self {
+    fn new(telling: Telling) -> Self {
         Self {
-            head,
-            include_usage,
+            choices: vec![Written::default(); telling.echoes.len()],
+            telling,
+            completion: 0,
             ready: VecDeque::new(),
             lacks_done: false,
             phase: Phase::New,
         }
     }
 
-    fn write(&mut self, event: Event) {
+    fn write(&mut self, i: usize, event: Event) {
         match event {
-            Event::Delta(engine::Delta { text, logprobs }) => {
-                self.begin();
-                self.choice(Delta::Content(&text), &logprobs, None);
+            Event::Delta(engine::Delta { piece, logprobs }) => {
+                self.begin(matches!(piece, Piece::Call { .. }).then_some(i));
+                self.delta(i, &piece, &logprobs);
             }
             Event::Finish { reason, usage } => {
-                self.begin();
-                self.choice(Delta::Nothing, &[], Some(reason));
-                if self.include_usage {
-                    self.push(sse(&Chunk::usage(&self.head, usage)));
+                self.begin(None);
+                match self.telling.form {
+                    Form::Chat => self.chat(i, Delta::Nothing, &[], Some(reason)),
+                    Form::Text { .. } => self.text(i, "", &[], Some(reason)),
                 }
-                if !self.lacks_done {
-                    self.push(Bytes::from_static(b"data: [DONE]\n\n"));
+                self.choices[i].is_over = true;
+                self.completion += usage.completion;
+                if self.choices.iter().all(|choice| choice.is_over) {
+                    self.end();
                 }
-                self.phase = Phase::Over;
             }
             Event::Failed(reason) => self.fail("engine_failed", &format!("The engine failed: {reason}")),
             Event::Fault(Fault::Bytes(bytes)) => self.push(bytes),
@@ -258,11 +392,60 @@ impl Writer {
         }
     }
 
-    fn begin(&mut self) {
-        if self.phase == Phase::New {
-            self.phase = Phase::Begun;
-            self.choice(Delta::Role, &[], None);
+    /// Names the speaker of every choice, in their order; that of a choice known to begin with a `call` says no text.
+    fn begin(&mut self, call: Option<usize>) {
+        if self.phase != Phase::New {
+            return;
         }
+        self.phase = Phase::Begun;
+        for i in 0..self.choices.len() {
+            let echo = std::mem::take(&mut self.telling.echoes[i]);
+            match self.telling.form {
+                Form::Chat => self.chat(i, Delta::Role { calls: call == Some(i) }, &[], None),
+                Form::Text { .. } if echo.is_empty() => {}
+                Form::Text { .. } => self.text(i, &echo, &[], None),
+            }
+            self.choices[i].offset = echo.chars().count();
+        }
+    }
+
+    fn delta(&mut self, i: usize, piece: &Piece, logprobs: &[TokenLogprob]) {
+        match (piece, self.telling.form) {
+            (Piece::Text(text), Form::Text { .. }) => self.text(i, text, logprobs, None),
+            (Piece::Text(text), Form::Chat) => self.chat(i, Delta::Content(text), logprobs, None),
+            (Piece::Call { name }, _) => {
+                let (index, id) = (self.choices[i].calls, call_id());
+                self.choices[i].calls += 1;
+                self.chat(i, Delta::Call { index, id: &id, name }, logprobs, None);
+            }
+            (Piece::Arguments(text), _) => {
+                let index = self.choices[i].calls.saturating_sub(1);
+                self.chat(i, Delta::Arguments { index, text }, logprobs, None);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.telling.include_usage {
+            let usage = Usage {
+                prompt: self.telling.prompt_tokens,
+                completion: self.completion,
+            };
+            let object = match self.telling.form {
+                Form::Chat => "chat.completion.chunk",
+                Form::Text { .. } => "text_completion",
+            };
+            self.push(sse(&Envelope::<()>::new(
+                &self.telling.head,
+                object,
+                Vec::new(),
+                Some(usage),
+            )));
+        }
+        if !self.lacks_done {
+            self.push(Bytes::from_static(b"data: [DONE]\n\n"));
+        }
+        self.phase = Phase::Over;
     }
 
     fn fail(&mut self, code: &str, message: &str) {
@@ -270,8 +453,24 @@ impl Writer {
         self.phase = Phase::Over;
     }
 
-    fn choice(&mut self, delta: Delta, logprobs: &[TokenLogprob], finish: Option<FinishReason>) {
-        self.push(sse(&Chunk::choice(&self.head, delta, logprobs, finish)));
+    fn chat(&mut self, i: usize, delta: Delta, logprobs: &[TokenLogprob], finish: Option<FinishReason>) {
+        let choices = vec![Choice::new(i, delta, logprobs, finish)];
+        self.push(sse(&Envelope::new(
+            &self.telling.head,
+            "chat.completion.chunk",
+            choices,
+            None,
+        )));
+    }
+
+    fn text(&mut self, i: usize, text: &str, logprobs: &[TokenLogprob], finish: Option<FinishReason>) {
+        let choices = vec![TextChoice::new(i, text, logprobs, &mut self.choices[i].offset, finish)];
+        self.push(sse(&Envelope::new(
+            &self.telling.head,
+            "text_completion",
+            choices,
+            None,
+        )));
     }
 
     fn push(&mut self, frame: Bytes) {

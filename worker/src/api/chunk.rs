@@ -1,4 +1,4 @@
-//! OpenAI's wire form, byte for byte: which keys there are, in which chunk, and which may be null.
+//! OpenAI's wire form of a chat, byte for byte: which keys there are, in which chunk, and which may be null.
 
 use axum::body::Bytes;
 use serde::{Serialize, Serializer};
@@ -28,34 +28,55 @@ pub fn error_event(code: &str, message: &str) -> Bytes {
     sse(&ErrorEnvelope { error })
 }
 
-/// One chunk of a stream.
+/// A chunk of a stream, or an answer in one piece: what all forms have in common.
 #[derive(Debug, Serialize)]
-pub struct Chunk<'a> {
+pub struct Envelope<'a, C> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: Vec<ChunkChoice<'a>>,
+    system_fingerprint: &'a str,
+    choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
 }
 
+impl<'a, C> Envelope<'a, C> {
+    /// With these choices; `object` names what it is.
+    pub fn new(head: &'a Head, object: &'static str, choices: Vec<C>, usage: Option<engine::Usage>) -> Self {
+        Self {
+            id: &head.id,
+            object,
+            created: head.created,
+            model: head.model.as_str(),
+            system_fingerprint: &head.fingerprint,
+            choices,
+            usage: usage.map(Into::into),
+        }
+    }
+}
+
+/// What a chunk adds to a choice.
 #[derive(Debug, Serialize)]
-struct ChunkChoice<'a> {
-    index: u32,
+pub struct Choice<'a> {
+    index: usize,
     delta: Delta<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Logprobs>,
     finish_reason: Option<FinishReason>,
 }
 
-/// What a chunk adds.
+/// What a chunk adds to a message.
 #[derive(Debug)]
 pub enum Delta<'a> {
-    /// The speaker; once, at the beginning.
-    Role,
+    /// The speaker, once, at the beginning; whether a call and not text follows.
+    Role { calls: bool },
     /// More text.
     Content(&'a str),
+    /// A call begins.
+    Call { index: usize, id: &'a str, name: &'a str },
+    /// More of a call's arguments.
+    Arguments { index: usize, text: &'a str },
     /// Nothing; the end.
     Nothing,
 }
@@ -63,124 +84,152 @@ pub enum Delta<'a> {
 impl Serialize for Delta<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Keys<'a> {
-            #[serde(skip_serializing_if = "Option::is_none")]
-            role: Option<&'a str>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            content: Option<&'a str>,
+        struct RoleKeys {
+            role: &'static str,
+            content: Option<&'static str>,
         }
+        #[derive(Serialize)]
+        struct ContentKeys<'a> {
+            content: &'a str,
+        }
+        #[derive(Serialize)]
+        struct CallsKeys<T> {
+            tool_calls: [T; 1],
+        }
+        #[derive(Serialize)]
+        struct CallKeys<'a> {
+            index: usize,
+            id: &'a str,
+            r#type: &'static str,
+            function: FunctionKeys<'a>,
+        }
+        #[derive(Serialize)]
+        struct FunctionKeys<'a> {
+            name: &'a str,
+            arguments: &'static str,
+        }
+        #[derive(Serialize)]
+        struct MoreKeys<'a> {
+            index: usize,
+            function: ArgumentsKeys<'a>,
+        }
+        #[derive(Serialize)]
+        struct ArgumentsKeys<'a> {
+            arguments: &'a str,
+        }
+        #[derive(Serialize)]
+        struct NoKeys {}
         match *self {
-            Self::Role => Keys {
-                role: Some("assistant"),
-                content: Some(""),
-            },
-            Self::Content(text) => Keys {
-                role: None,
-                content: Some(text),
-            },
-            Self::Nothing => Keys {
-                role: None,
-                content: None,
-            },
+            Self::Role { calls } => RoleKeys {
+                role: "assistant",
+                content: (!calls).then_some(""),
+            }
+            .serialize(serializer),
+            Self::Content(content) => ContentKeys { content }.serialize(serializer),
+            Self::Call { index, id, name } => {
+                let function = FunctionKeys { name, arguments: "" };
+                let call = CallKeys {
+                    index,
+                    id,
+                    r#type: "function",
+                    function,
+                };
+                CallsKeys { tool_calls: [call] }.serialize(serializer)
+            }
+            Self::Arguments { index, text } => {
+                let function = ArgumentsKeys { arguments: text };
+                let more = MoreKeys { index, function };
+                CallsKeys { tool_calls: [more] }.serialize(serializer)
+            }
+            Self::Nothing => NoKeys {}.serialize(serializer),
         }
-        .serialize(serializer)
     }
 }
 
-impl<'a> Chunk<'a> {
-    /// A chunk with the one choice.
-    pub fn choice(
-        head: &'a Head,
-        delta: Delta<'a>,
-        logprobs: &[TokenLogprob],
-        finish_reason: Option<FinishReason>,
-    ) -> Self {
-        let logprobs = (!logprobs.is_empty()).then(|| Logprobs::new(logprobs));
-        Self::new(
-            head,
-            vec![ChunkChoice {
-                index: 0,
-                delta,
-                logprobs,
-                finish_reason,
-            }],
-            None,
-        )
-    }
-
-    /// The chunk after the last choice.
-    pub fn usage(head: &'a Head, usage: engine::Usage) -> Self {
-        Self::new(head, Vec::new(), Some(usage.into()))
-    }
-
-    fn new(head: &'a Head, choices: Vec<ChunkChoice<'a>>, usage: Option<Usage>) -> Self {
-        let model = head.model.as_str();
+impl<'a> Choice<'a> {
+    /// What a chunk adds to the choice of that index.
+    pub fn new(index: usize, delta: Delta<'a>, logprobs: &[TokenLogprob], finish_reason: Option<FinishReason>) -> Self {
         Self {
-            id: &head.id,
-            object: "chat.completion.chunk",
-            created: head.created,
-            model,
-            choices,
-            usage,
+            index,
+            delta,
+            logprobs: Logprobs::some(logprobs),
+            finish_reason,
         }
     }
 }
 
-/// An answer in one piece.
+/// A choice in one piece.
 #[derive(Debug, Serialize)]
-pub struct Whole {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
-    choices: [WholeChoice; 1],
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize)]
-struct WholeChoice {
-    index: u32,
-    message: WholeMessage,
+pub struct WholeChoice<'a> {
+    index: usize,
+    message: WholeMessage<'a>,
     logprobs: Option<Logprobs>,
     finish_reason: FinishReason,
 }
 
 #[derive(Debug, Serialize)]
-struct WholeMessage {
+struct WholeMessage<'a> {
     role: &'static str,
-    content: String,
-    refusal: Option<String>,
+    content: Option<&'a str>,
+    refusal: Option<&'a str>,
     annotations: [(); 0],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WholeCall<'a>>,
 }
 
-impl Whole {
-    /// The answer `text` and what it took.
+#[derive(Debug, Serialize)]
+struct WholeCall<'a> {
+    id: &'a str,
+    r#type: &'static str,
+    function: WholeFunction<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct WholeFunction<'a> {
+    name: &'a str,
+    arguments: &'a str,
+}
+
+/// A call that has come to its end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// Its id.
+    pub id: String,
+    /// The function.
+    pub name: String,
+    /// JSON text.
+    pub arguments: String,
+}
+
+impl<'a> WholeChoice<'a> {
+    /// The choice of that index: a text, or calls with or without one.
     pub fn new(
-        head: &Head,
-        text: String,
+        index: usize,
+        text: &'a str,
+        calls: &'a [Call],
         logprobs: &[TokenLogprob],
-        finish_reason: FinishReason,
-        usage: engine::Usage,
+        reason: FinishReason,
     ) -> Self {
+        let tool_calls = calls.iter().map(|call| WholeCall {
+            id: &call.id,
+            r#type: "function",
+            function: WholeFunction {
+                name: &call.name,
+                arguments: &call.arguments,
+            },
+        });
         let message = WholeMessage {
             role: "assistant",
-            content: text,
+            content: (calls.is_empty() || !text.is_empty()).then_some(text),
             refusal: None,
             annotations: [],
+            tool_calls: tool_calls.collect(),
         };
-        let logprobs = (!logprobs.is_empty()).then(|| Logprobs::new(logprobs));
         Self {
-            id: head.id.clone(),
-            object: "chat.completion",
-            created: head.created,
-            model: head.model.to_string(),
-            choices: [WholeChoice {
-                index: 0,
-                message,
-                logprobs,
-                finish_reason,
-            }],
-            usage: usage.into(),
+            index,
+            message,
+            logprobs: Logprobs::some(logprobs),
+            finish_reason: reason,
         }
     }
 }
@@ -190,16 +239,30 @@ impl Serialize for FinishReason {
         serializer.serialize_str(match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         })
     }
 }
 
 #[derive(Debug, Serialize)]
-#[expect(clippy::struct_field_names, reason = "the wire's names")]
 struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
+}
+
+/// Nothing is kept from one prompt to the next.
+#[derive(Debug, Default, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
+}
+
+/// What a model thinks aloud is part of its text here.
+#[derive(Debug, Default, Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: u32,
 }
 
 impl From<engine::Usage> for Usage {
@@ -209,6 +272,8 @@ impl From<engine::Usage> for Usage {
             prompt_tokens: prompt,
             completion_tokens: completion,
             total_tokens: prompt.saturating_add(completion),
+            prompt_tokens_details: PromptDetails::default(),
+            completion_tokens_details: CompletionDetails::default(),
         }
     }
 }
@@ -234,15 +299,15 @@ struct Rival {
 }
 
 impl Logprobs {
-    fn new(tokens: &[TokenLogprob]) -> Self {
-        let content = tokens
+    fn some(tokens: &[TokenLogprob]) -> Option<Self> {
+        let content: Vec<Token> = tokens
             .iter()
             .map(|TokenLogprob { token, top }| Token {
                 token: token.into(),
                 top_logprobs: top.iter().map(Into::into).collect(),
             })
             .collect();
-        Self { content, refusal: None }
+        (!content.is_empty()).then_some(Self { content, refusal: None })
     }
 }
 
@@ -250,80 +315,17 @@ impl From<&Candidate> for Rival {
     fn from(candidate: &Candidate) -> Self {
         Self {
             token: String::from_utf8_lossy(&candidate.bytes).into_owned(),
-            // OpenAI's number for "impossible"; JSON has no infinity.
-            logprob: if candidate.logprob.is_finite() {
-                candidate.logprob
-            } else {
-                -9999.0
-            },
+            logprob: finite(candidate.logprob),
             bytes: candidate.bytes.clone(),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn head() -> Head {
-        Head {
-            id: "chatcmpl-1".to_owned(),
-            created: 5,
-            model: "m".parse().unwrap(),
-        }
-    }
-
-    fn text(bytes: &Bytes) -> &str {
-        std::str::from_utf8(bytes).unwrap()
-    }
-
-    const START: &str =
-        r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":5,"model":"m","choices":"#;
-
-    #[test]
-    fn chunks_have_the_keys_that_clients_expect_and_no_others() {
-        let head = head();
-        let chunk = |delta, finish| sse(&Chunk::choice(&head, delta, &[], finish));
-        assert_eq!(
-            text(&chunk(Delta::Role, None)),
-            format!(
-                "{START}[{{\"index\":0,\"delta\":{{\"role\":\"assistant\",\"content\":\"\"}},\"finish_reason\":null}}]}}\n\n"
-            )
-        );
-        assert_eq!(
-            text(&chunk(Delta::Content("a\n[DONE]"), None)),
-            format!("{START}[{{\"index\":0,\"delta\":{{\"content\":\"a\\n[DONE]\"}},\"finish_reason\":null}}]}}\n\n")
-        );
-        assert_eq!(
-            text(&chunk(Delta::Nothing, Some(FinishReason::Length))),
-            format!("{START}[{{\"index\":0,\"delta\":{{}},\"finish_reason\":\"length\"}}]}}\n\n")
-        );
-        let usage = engine::Usage {
-            prompt: 3,
-            completion: 4,
-        };
-        assert_eq!(
-            text(&sse(&Chunk::usage(&head, usage))),
-            format!("{START}[],\"usage\":{{\"prompt_tokens\":3,\"completion_tokens\":4,\"total_tokens\":7}}}}\n\n")
-        );
-    }
-
-    #[test]
-    fn logprobs_have_all_four_keys_and_no_infinity() {
-        let candidate = |bytes: &[u8], logprob| Candidate {
-            bytes: bytes.to_vec(),
-            logprob,
-        };
-        let logprob = TokenLogprob {
-            token: candidate(b"a", -0.5),
-            top: vec![candidate(&[0xF0], f32::NEG_INFINITY)],
-        };
-        let json = serde_json::to_value(Logprobs::new(&[logprob])).unwrap();
-        assert_eq!(
-            json,
-            serde_json::json!({"content": [{"token": "a", "logprob": -0.5, "bytes": [97],
-                "top_logprobs": [{"token": "\u{FFFD}", "logprob": -9999.0, "bytes": [240]}]}], "refusal": null})
-        );
-    }
+/// OpenAI's number for "impossible"; JSON has no infinity.
+pub fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { -9999.0 }
 }
+
+#[cfg(test)]
+#[path = "chunk_tests.rs"]
+mod tests;

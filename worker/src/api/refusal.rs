@@ -8,13 +8,15 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wire::{ErrorBody, ErrorEnvelope};
+use wire::{ErrorBody, ErrorEnvelope, ModelName, openai::Faults};
 
 use crate::engine::EngineError;
 
 /// Why a request gets no answer.
 #[derive(Debug)]
 pub enum Refusal {
+    /// The body cannot be read, or asks for the impossible; all that is wrong with it.
+    Faults(Faults),
     /// A field is wrong.
     Invalid { param: String, message: String },
     /// A field asks for something this worker cannot do.
@@ -26,7 +28,9 @@ pub enum Refusal {
         asked: Option<u32>,
     },
     /// Another model than this worker's.
-    WrongModel { asked: String },
+    WrongModel,
+    /// Not what the model does.
+    Unsuited { model: ModelName, does: &'static str },
     /// The body is too large or broke off.
     Body(StatusCode),
     /// Not the dispatch bearer.
@@ -59,8 +63,12 @@ impl Refusal {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } | Self::Unsupported { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
-            Self::WrongModel { .. } | Self::UnknownUrl => StatusCode::NOT_FOUND,
+            Self::Faults(_)
+            | Self::Invalid { .. }
+            | Self::Unsupported { .. }
+            | Self::Unsuited { .. }
+            | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
+            Self::WrongModel | Self::UnknownUrl => StatusCode::NOT_FOUND,
             Self::Body(status) => *status,
             Self::WrongBearer => StatusCode::UNAUTHORIZED,
             Self::StaleEpoch => StatusCode::CONFLICT,
@@ -73,11 +81,12 @@ impl Refusal {
 
     fn code(&self) -> &'static str {
         match self {
+            Self::Faults(faults) => faults.code(),
             Self::Unsupported { .. } => "unsupported_parameter",
             Self::ContextLength { .. } => "context_length_exceeded",
-            Self::WrongModel { .. } => "model_not_found",
+            Self::WrongModel => "model_not_found",
             Self::Body(StatusCode::PAYLOAD_TOO_LARGE) => "request_too_large",
-            Self::Invalid { .. } | Self::Body(_) => "invalid_request",
+            Self::Invalid { .. } | Self::Unsuited { .. } | Self::Body(_) => "invalid_request",
             Self::WrongBearer => "invalid_api_key",
             Self::StaleEpoch => "stale_epoch",
             Self::Loading => "loading",
@@ -92,16 +101,18 @@ impl Refusal {
 
     fn param(&self) -> Option<String> {
         match self {
+            Self::Faults(faults) => faults.param().map(str::to_owned),
             Self::Invalid { param, .. } => Some(param.clone()),
             Self::Unsupported { param, .. } => Some((*param).to_owned()),
             Self::ContextLength { .. } => Some("messages".to_owned()),
-            Self::WrongModel { .. } => Some("model".to_owned()),
+            Self::WrongModel | Self::Unsuited { .. } => Some("model".to_owned()),
             _ => None,
         }
     }
 
     fn message(&self) -> String {
         match self {
+            Self::Faults(faults) => faults.to_string(),
             Self::Invalid { message, .. } | Self::Unsupported { message, .. } => message.clone(),
             Self::ContextLength {
                 context,
@@ -116,7 +127,10 @@ impl Refusal {
                 prompt,
                 asked: None,
             } => format!("This model's context holds {context} tokens, but the messages have {prompt}. Shorten them."),
-            Self::WrongModel { asked } => format!("This worker does not serve the model `{asked}`."),
+            Self::WrongModel => "This worker does not serve that model.".to_owned(),
+            Self::Unsuited { model, does } => {
+                format!("The model `{model}` {does} and can do nothing else; choose another model for this.")
+            }
             Self::Body(StatusCode::PAYLOAD_TOO_LARGE) => "The body is larger than 8 MiB.".to_owned(),
             Self::Body(_) => "The body broke off.".to_owned(),
             Self::WrongBearer => "This worker answers its gateway only.".to_owned(),
@@ -132,17 +146,25 @@ impl Refusal {
     }
 }
 
-impl From<EngineError> for Refusal {
-    fn from(error: EngineError) -> Self {
+impl Refusal {
+    /// What the engine of `model` says no to.
+    pub fn of(error: EngineError, model: &ModelName) -> Self {
         match error {
             EngineError::ContextLength { context, prompt, asked } => Self::ContextLength { context, prompt, asked },
-            EngineError::Invalid { param, message } => Self::Invalid {
-                param: param.to_owned(),
-                message,
+            EngineError::Invalid { param, message } => Self::Invalid { param, message },
+            EngineError::Unsuited { does } => Self::Unsuited {
+                model: model.clone(),
+                does,
             },
-            EngineError::Failed(reason) => Self::Failed(reason),
+            EngineError::Failed(reason) | EngineError::Stuck(reason) => Self::Failed(reason),
             EngineError::Redirect => Self::Redirect,
         }
+    }
+}
+
+impl From<Faults> for Refusal {
+    fn from(faults: Faults) -> Self {
+        Self::Faults(faults)
     }
 }
 

@@ -13,7 +13,10 @@
 //! slot. Dropping the stream closes the channel of the engine's own answers, which is its way to cancel: at the next
 //! token, never inside a prefill.
 
+mod prompt;
+
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -21,26 +24,32 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use mistralrs::{
-    Constraint, CustomLogitsProcessor, DefaultSchedulerMethod, DeviceMapSetting, LlguidanceGrammar, MemoryGpuConfig,
-    MistralRs, ModelDType, NormalRequest, PagedAttentionConfig, PagedCacheType, Request, RequestMessage, Response,
-    SamplingParams, SchedulerConfig, Tensor, TextMessageRole, TextMessages, TokenSource,
+    Constraint, CustomLogitsProcessor, DefaultSchedulerMethod, DeviceMapSetting, Function, MemoryGpuConfig,
+    MessageContent, MistralRs, ModelDType, NormalRequest, PagedAttentionConfig, PagedCacheType,
+    Request as EngineRequest, RequestMessage, Response, SamplingParams, SchedulerConfig, Tensor, TokenSource,
+    Tool as EngineTool, ToolType,
     core::{
-        GGUFLoaderBuilder, GGUFSpecificConfig, Loader, MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig,
-        Pipeline,
+        EmbeddingLoaderBuilder, EmbeddingSpecificConfig, GGUFLoaderBuilder, GGUFSpecificConfig, Loader,
+        MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig, Pipeline,
     },
 };
-use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use wire::ModelFacts;
+use wire::{Capabilities, EngineName, ModelFacts, openai::Input};
 
 use super::{
-    ChatRequest, Engine, EngineError, Event, LoadError, Prepared, Report, Role, Slot, Spec, gguf, progress,
-    run::{Choice, Run, Vocabulary, Wants},
+    Engine, EngineError, Event, LoadError, Prepared, Report, Request, Slot, Spec, fingerprint, gguf,
+    grammar::{Grounds, Guide},
+    progress,
+    run::{Choice, Chosen, Run, Vocabulary},
     safetensors,
     sampling::Sampler,
     text::Answer,
+    tools::{self, Dialect},
 };
 use crate::config::Device;
+
+/// Which engine this is, for the fingerprint.
+const ENGINE: &str = "mistral.rs 0.8.1";
 
 /// A chat template is code from the model file: one that takes longer than this is taken for a runaway.
 const TEMPLATE_LIMIT: Duration = Duration::from_secs(10);
@@ -75,24 +84,28 @@ fn panic_text(error: tokio::task::JoinError) -> String {
 
 fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, LoadError> {
     let is_folder = path.is_dir();
+    // The files that sentence-transformers adds make an embedding model of a folder.
+    let embeds = path.join("modules.json").is_file();
     let mut facts = if is_folder {
         safetensors::inspect(path)?
     } else {
         gguf::inspect(path)?.facts
     };
     report("loading the weights", 0.05);
-    let loader = if is_folder {
+    let loader = if embeds {
+        embedding_loader(path)
+    } else if is_folder {
         folder_loader(path)?
     } else {
         gguf_loader(path)?
     };
     let paged = match spec.device {
-        Device::Cuda(_) | Device::Metal => Some(PagedAttentionConfig::new(
+        Device::Cuda(_) | Device::Metal if !embeds => Some(PagedAttentionConfig::new(
             None,
             MemoryGpuConfig::Utilization(0.9),
             PagedCacheType::Auto,
         )),
-        Device::Cpu | Device::Scripted => None,
+        _ => None,
     };
     let pipeline: SharedPipeline = loader
         .load_model_from_hf(
@@ -109,20 +122,31 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
 
     let guard = pipeline.blocking_lock();
     let metadata = guard.get_metadata();
-    let has_template = guard
-        .get_chat_template()
-        .is_some_and(|template| template.has_chat_template());
-    let vocabulary = vocabulary(&*guard).filter(|_| has_template);
+    let speech = if embeds { None } else { Some(speech(&*guard, path)?) };
     drop(guard);
-    let Some(vocabulary) = vocabulary.map(Arc::new) else {
-        return Err(LoadError::Engine(format!(
-            "{} has no chat template or no tokenizer, so it cannot chat; take an instruction-tuned variant of the model",
-            path.display()
-        )));
-    };
     let trained = u32::try_from(metadata.max_seq_len).unwrap_or(u32::MAX);
     let context = spec.context_length.map_or(trained, |wanted| wanted.min(trained));
     facts.context_length = Some(context);
+    facts.engine = Some(EngineName::Mistral);
+    facts.capabilities = Some(Capabilities {
+        chat: !embeds,
+        completions: !embeds,
+        embeddings: embeds,
+        tools: !embeds,
+        structured_output: !embeds,
+        vision: false,
+    });
+    let dense = std::env::var_os("CANDLE_DEQUANTIZE_ALL").is_some();
+    let settings = [
+        ENGINE,
+        &spec.device.to_string(),
+        &context.to_string(),
+        if dense { "dense" } else { "packed" },
+    ];
+    let fingerprint = fingerprint::of(path, &settings).map_err(|source| LoadError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
 
     report("warming up", 0.95);
     let slots = spec.slots as usize;
@@ -142,10 +166,54 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
     Ok(Mistral {
         runner,
         pipeline,
-        vocabulary,
+        speech,
         facts,
+        fingerprint,
         context,
         turns,
+    })
+}
+
+/// What a model that answers in words needs.
+fn speech(pipeline: &dyn Pipeline, path: &Path) -> Result<Speech, LoadError> {
+    let metadata = pipeline.get_metadata();
+    let template = pipeline
+        .get_chat_template()
+        .filter(|template| template.has_chat_template());
+    let (Some(template), Some(vocabulary), Some(factory)) =
+        (template, vocabulary(pipeline), metadata.llg_factory.clone())
+    else {
+        return Err(LoadError::Engine(format!(
+            "{} has no chat template or no tokenizer, so it cannot chat; take an instruction-tuned variant of the model",
+            path.display()
+        )));
+    };
+    // A model may have one template, or several by name.
+    let text = template
+        .chat_template
+        .as_ref()
+        .map(|template| match template.0.as_ref().left() {
+            Some(text) => text.clone(),
+            None => template
+                .0
+                .as_ref()
+                .right()
+                .into_iter()
+                .flatten()
+                .flat_map(HashMap::values)
+                .cloned()
+                .collect(),
+        });
+    let taught = text.as_deref().and_then(Dialect::of_template);
+    let grounds = Grounds {
+        factory,
+        ends: metadata.eos_tok.as_slice().into(),
+        dialect: taught.unwrap_or(Dialect::Hermes),
+    };
+    Ok(Speech {
+        vocabulary: Arc::new(vocabulary),
+        grounds,
+        knows_tools: taught.is_some(),
     })
 }
 
@@ -170,6 +238,11 @@ fn folder_loader(path: &Path) -> Result<Box<dyn Loader>, LoadError> {
         .map_err(|error| engine_error(&error))
 }
 
+fn embedding_loader(path: &Path) -> Box<dyn Loader> {
+    let folder = Some(path.to_string_lossy().into_owned());
+    EmbeddingLoaderBuilder::new(EmbeddingSpecificConfig::default(), None, folder).build(None)
+}
+
 fn open_device(device: Device) -> Result<mistralrs::Device, LoadError> {
     let opened = match device {
         Device::Cuda(ordinal) => mistralrs::Device::new_cuda(ordinal),
@@ -187,13 +260,27 @@ fn engine_error(error: &impl std::fmt::Display) -> LoadError {
     LoadError::Engine(format!("the engine refuses the model: {first}"))
 }
 
-/// What the model's tokens say.
+/// What the model's tokens say. Special tokens are silent, but for those that begin and end a call.
 fn vocabulary(pipeline: &dyn Pipeline) -> Option<Vocabulary> {
     let metadata = pipeline.get_metadata();
     let tokenizer = pipeline.tokenizer()?;
     let tokens = metadata.tok_env()?;
+    let mark = |mark: &'static str| Some((tokens.tok_trie().get_special_token(mark)?, mark));
+    let marks: HashMap<u32, &str> = tools::MARKS.into_iter().filter_map(mark).collect();
+    let decode = move |ids: &[u32]| {
+        let parts = ids.split_inclusive(|id| marks.contains_key(id));
+        let text = parts.map(|part| {
+            let mark = part
+                .last()
+                .and_then(|last| marks.get(last))
+                .copied()
+                .unwrap_or_default();
+            tokenizer.decode(part, true).unwrap_or_default() + mark
+        });
+        text.collect()
+    };
     Some(Vocabulary {
-        decode: Box::new(move |ids| tokenizer.decode(ids, true).unwrap_or_default()),
+        decode: Box::new(decode),
         bytes: Box::new(move |id| tokens.tok_trie().decode_ext(&[id], true)),
         ends: metadata.eos_tok.clone(),
     })
@@ -204,11 +291,22 @@ fn vocabulary(pipeline: &dyn Pipeline) -> Option<Vocabulary> {
 struct Mistral {
     runner: Arc<MistralRs>,
     pipeline: SharedPipeline,
-    vocabulary: Arc<Vocabulary>,
+    /// None: it makes embeddings.
+    speech: Option<Speech>,
     facts: ModelFacts,
+    fingerprint: String,
     context: u32,
     /// One permit, where the engine cannot take two requests at once.
     turns: Option<Arc<Semaphore>>,
+}
+
+/// What a model that answers in words needs.
+#[derive(Clone)]
+struct Speech {
+    vocabulary: Arc<Vocabulary>,
+    grounds: Grounds,
+    /// Its chat template tells of tools, in a form that is read here.
+    knows_tools: bool,
 }
 
 impl Engine for Mistral {
@@ -216,22 +314,30 @@ impl Engine for Mistral {
         self.facts.clone()
     }
 
-    fn prepare(&self, request: ChatRequest) -> BoxFuture<'_, Result<Prepared, EngineError>> {
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>> {
         let context = self.context;
         async move {
-            let pipeline = self.pipeline.clone().lock_owned().await;
-            let work = tokio::task::spawn_blocking(move || {
-                let prompt = tokenize(&*pipeline, &request)?;
-                Prepared::new(request, prompt, context)
-            });
-            match tokio::time::timeout(TEMPLATE_LIMIT, work).await {
-                Ok(Ok(prepared)) => prepared,
-                Ok(Err(panic)) => Err(EngineError::Failed(panic_text(panic))),
-                Err(_) => Err(EngineError::Failed(format!(
-                    "the chat template did not come to an end within {} s",
-                    TEMPLATE_LIMIT.as_secs()
-                ))),
-            }
+            let speech = self.speech.clone().ok_or(EngineError::Unsuited {
+                does: "makes embeddings",
+            })?;
+            self.with_pipeline(move |pipeline| {
+                let prompt = prompt::tokenize(pipeline, &speech, &request)?;
+                let guide = speech.grounds.guide(&request)?;
+                let dialect = request.tools.as_ref().map(|_| speech.grounds.dialect);
+                let written = request.prompt.written(&speech.vocabulary.decode);
+                let prepared = Prepared::new(request, prompt, context)?;
+                Ok(Prepared {
+                    written,
+                    guide,
+                    dialect,
+                    ..prepared
+                })
+            })
+            .await
         }
         .boxed()
     }
@@ -239,11 +345,8 @@ impl Engine for Mistral {
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event> {
         let engine = self.clone();
         let run = async move {
-            let turn = match engine.turns.clone() {
-                Some(turns) => turns.acquire_owned().await.ok(),
-                None => None,
-            };
-            match engine.start(prepared, (slot, turn)) {
+            let held = (slot, engine.turn().await);
+            match engine.start(&prepared, held) {
                 Ok(run) => stream::unfold(run, |mut run| async {
                     let events = run.next().await?;
                     Some((stream::iter(events), run))
@@ -255,89 +358,135 @@ impl Engine for Mistral {
         };
         run.flatten_stream().boxed()
     }
-}
 
-/// The schema as the engine's grammar should read it: without free white space, in which small models lose themselves.
-fn compact(schema: &Value) -> Value {
-    let mut schema = schema.clone();
-    if let Some(keys) = schema.as_object_mut() {
-        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-        keys.entry("x-guidance").or_insert(style);
-    }
-    schema
-}
-
-/// The prompt as the model sees it, and a check of what the grammar must take.
-fn tokenize(pipeline: &dyn Pipeline, request: &ChatRequest) -> Result<Vec<u32>, EngineError> {
-    if let (Some(schema), Some(factory)) = (&request.schema, &pipeline.get_metadata().llg_factory) {
-        factory
-            .create_parser(LlguidanceGrammar::from_json_schema(compact(schema)))
-            .map_err(|error| {
-                let message = format!("the schema cannot be used: {error}");
-                EngineError::Invalid {
-                    param: "response_format",
-                    message,
-                }
-            })?;
-    }
-    let messages = request.messages.iter().fold(TextMessages::new(), |messages, message| {
-        let role = match message.role {
-            Role::System => TextMessageRole::System,
-            Role::User => TextMessageRole::User,
-            Role::Assistant => TextMessageRole::Assistant,
-            Role::Tool => TextMessageRole::Tool,
-        };
-        messages.add_message(role, &message.text)
-    });
-    let rendered = pipeline
-        .get_processor()
-        .process(pipeline, messages.into(), true, true, None, None, Vec::new());
-    let (mut tokens, text) = rendered.map_err(|error| {
-        let message = format!("the model's chat template refuses these messages: {error:#}");
-        EngineError::Invalid {
-            param: "messages",
-            message,
+    fn prepare_embedding(&self, inputs: Vec<Input>) -> BoxFuture<'_, Result<Vec<Vec<u32>>, EngineError>> {
+        let context = self.context;
+        let suited = self.speech.is_none();
+        async move {
+            if !suited {
+                return Err(EngineError::Unsuited {
+                    does: "answers in words",
+                });
+            }
+            // The engine's Qwen3 breaks on a single token. Its tokenizer always adds one, so only bare ids can be so few.
+            let least = if self.facts.architecture.as_deref() == Some("qwen3") {
+                2
+            } else {
+                1
+            };
+            self.with_pipeline(move |pipeline| {
+                let tokens = inputs.into_iter().map(|input| {
+                    let tokens = prompt::tokens_of(pipeline, input, "input")?;
+                    match u32::try_from(tokens.len()) {
+                        Ok(prompt) if prompt < least => Err(EngineError::Invalid {
+                            param: "input".to_owned(),
+                            message: format!(
+                                "`input` has a list of {prompt} token; this model needs at least {least}."
+                            ),
+                        }),
+                        Ok(prompt) if prompt <= context => Ok(tokens),
+                        length => Err(EngineError::ContextLength {
+                            context,
+                            prompt: length.unwrap_or(u32::MAX),
+                            asked: None,
+                        }),
+                    }
+                });
+                tokens.collect()
+            })
+            .await
         }
-    })?;
-    // Templates that write the begin mark meet tokenizers that add it: one is enough.
-    let begin = pipeline.get_chat_template().and_then(|template| template.bos_tok());
-    if begin.is_some_and(|begin| text.starts_with(&begin)) && tokens.len() > 1 && tokens[0] == tokens[1] {
-        tokens.remove(0);
+        .boxed()
     }
-    Ok(tokens)
+
+    fn embed(&self, inputs: Vec<Vec<u32>>, slot: Slot) -> BoxFuture<'_, Result<Vec<Vec<f32>>, EngineError>> {
+        async move {
+            let _held = (slot, self.turn().await);
+            let mut vectors = Vec::with_capacity(inputs.len());
+            for prompt in inputs {
+                let (response, mut responses) = mpsc::channel(8);
+                let message = RequestMessage::EmbeddingTokens { prompt };
+                let request = NormalRequest::new_simple(message, SamplingParams::neutral(), response, 0, None, None);
+                self.send(request).map_err(EngineError::Failed)?;
+                let vector = loop {
+                    match responses.recv().await {
+                        Some(Response::Embeddings { embeddings, .. }) => break embeddings,
+                        Some(other) => {
+                            if let Some(reason) = reason(other) {
+                                return Err(EngineError::Failed(reason));
+                            }
+                        }
+                        None => return Err(EngineError::Failed("it lost the request".to_owned())),
+                    }
+                };
+                vectors.push(vector);
+            }
+            Ok(vectors)
+        }
+        .boxed()
+    }
 }
 
 impl Mistral {
+    /// Does some work with the pipeline. A template is code from the model file, and its thread cannot be stopped.
+    async fn with_pipeline<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Pipeline) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let pipeline = self.pipeline.clone().lock_owned().await;
+        let work = tokio::task::spawn_blocking(move || work(&*pipeline));
+        match tokio::time::timeout(TEMPLATE_LIMIT, work).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => Err(EngineError::Failed(panic_text(panic))),
+            Err(_) => Err(EngineError::Stuck(format!(
+                "the model's chat template did not come to an end within {} s; it may be broken or malicious",
+                TEMPLATE_LIMIT.as_secs()
+            ))),
+        }
+    }
+
+    /// Waits for the engine to be free, where it takes one request at a time.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.turns.clone()?.acquire_owned().await.ok()
+    }
+
+    fn send(&self, request: NormalRequest) -> Result<(), String> {
+        let sender = self.runner.get_sender(None).map_err(|error| error.to_string())?;
+        sender
+            .try_send(EngineRequest::Normal(Box::new(request)))
+            .map_err(|error| error.to_string())
+    }
+
     /// Hands the prompt to the engine.
-    fn start(&self, prepared: Prepared, held: Held) -> Result<Run<Response>, String> {
-        let answer = Answer::new(prepared.prompt_tokens(), prepared.budget, prepared.request.stop);
-        let schema = prepared.request.schema.as_ref().map(compact);
-        let wants = Wants {
-            logprobs: prepared.request.logprobs.is_some(),
-            grammar: schema.is_some(),
-        };
-        let sampler = Sampler::new(
-            prepared.request.sampling,
-            prepared.prompt.len(),
-            prepared.request.logprobs,
-        );
+    fn start(&self, prepared: &Prepared, held: Held) -> Result<Run<Response>, String> {
+        let speech = self.speech.as_ref().ok_or("it makes embeddings")?;
+        let Prepared {
+            request,
+            prompt,
+            budget,
+            guide,
+            dialect,
+            ..
+        } = prepared;
+        let answer = Answer::new(prepared.prompt_tokens(), *budget, request.stop.clone(), *dialect);
         let (choices, chosen) = mpsc::unbounded_channel();
         let choose = Choose {
-            sampler,
+            sampler: Sampler::new(prepared.sampling(), prompt.len(), request.logprobs),
+            guide: Mutex::new(guide.clone()),
             choices,
             _held: Mutex::new(held),
         };
         // Room for all it can say: the engine's one thread waits for a full channel, and all requests with it.
-        let (response, responses) = mpsc::channel(prepared.budget as usize + 8);
-        let request = NormalRequest {
-            constraint: schema.map_or(Constraint::None, Constraint::JsonSchema),
+        let (response, responses) = mpsc::channel(*budget as usize + 8);
+        self.send(NormalRequest {
+            constraint: Constraint::None,
             logits_processors: Some(vec![Arc::new(choose) as Arc<dyn CustomLogitsProcessor>]),
             is_streaming: true,
             ..NormalRequest::new_simple(
-                RequestMessage::CompletionTokens(prepared.prompt),
+                RequestMessage::CompletionTokens(prompt.to_vec()),
                 SamplingParams {
                     temperature: Some(0.0),
-                    max_len: Some(prepared.budget as usize),
+                    max_len: Some(*budget as usize),
                     ..SamplingParams::neutral()
                 },
                 response,
@@ -345,18 +494,15 @@ impl Mistral {
                 None,
                 None,
             )
-        };
-        let sender = self.runner.get_sender(None).map_err(|error| error.to_string())?;
-        sender
-            .try_send(Request::Normal(Box::new(request)))
-            .map_err(|error| error.to_string())?;
+        })?;
+        let logprobs = request.logprobs.is_some();
         Ok(Run::new(
-            self.vocabulary.clone(),
+            speech.vocabulary.clone(),
             answer,
             chosen,
             responses,
             reason,
-            wants,
+            logprobs,
         ))
     }
 }
@@ -373,6 +519,7 @@ fn reason(response: Response) -> Option<String> {
 /// Our choice of tokens, in the engine's terms.
 struct Choose {
     sampler: Sampler,
+    guide: Mutex<Option<Guide>>,
     choices: mpsc::UnboundedSender<Choice>,
     /// Freed when the engine drops the request.
     _held: Mutex<Held>,
@@ -381,22 +528,37 @@ struct Choose {
 /// What a request occupies.
 type Held = (Slot, Option<OwnedSemaphorePermit>);
 
+impl Choose {
+    /// Most choices fit the grammar unasked, and looking at one token is cheaper than looking at all.
+    fn choose(&self, logits: &[f32], context: &[u32]) -> Choice {
+        let mut sampled = self.sampler.sample(logits, context);
+        let mut is_last = false;
+        let mut guide = self.guide.lock().map_err(|error| error.to_string())?;
+        if let Some(guide) = &mut *guide {
+            if !guide.allows(sampled.token)? {
+                let mut left = logits.to_vec();
+                guide.rule_out(&mut left)?;
+                sampled = self.sampler.sample_again(logits, left, context);
+            }
+            is_last = guide.take(sampled.token)?;
+        }
+        Ok(Chosen { sampled, is_last })
+    }
+}
+
 impl CustomLogitsProcessor for Choose {
     fn apply(&self, logits: &Tensor, context: &[u32]) -> mistralrs::Result<Tensor> {
         let device = logits.device();
         let logits: Vec<f32> = logits.to_vec1()?;
-        let vocabulary = logits.len();
-        let sampled = self.sampler.sample(logits, context);
-        let mut only = vec![f32::NEG_INFINITY; vocabulary];
-        if let Some(logit) = only.get_mut(sampled.token as usize) {
+        let choice = self.choose(&logits, context);
+        let mut only = vec![f32::NEG_INFINITY; logits.len()];
+        let token = choice.as_ref().map_or(0, |chosen| chosen.sampled.token);
+        if let Some(logit) = only.get_mut(token as usize) {
             *logit = 1.0;
         }
         // A closed channel is a client that left. It must not become an error here: the engine would break off the
         // step for every request in the batch. It finds its own channel closed a moment later.
-        let _ = self.choices.send(Choice {
-            position: context.len(),
-            sampled,
-        });
-        Tensor::from_vec(only, vocabulary, device)
+        let _ = self.choices.send(choice);
+        Tensor::from_vec(only, logits.len(), device)
     }
 }

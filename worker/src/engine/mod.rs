@@ -1,4 +1,5 @@
-//! What an engine is: it prepares a chat (template, tokens, limits) and then generates it, token by token.
+//! What an engine is: it prepares a prompt (template, tokens, grammar, limits) and then goes on from it, token by token;
+//! or it makes embeddings.
 //!
 //! `mistral` runs a real model, [`scripted`] plays a script. An engine never knows of HTTP, the
 //! gateway or other workers; the wire form of what it says is `api/`'s.
@@ -8,15 +9,20 @@
     allow(dead_code, reason = "only the real engine needs all of it")
 )]
 
+mod calls;
+mod fingerprint;
 mod gguf;
+mod grammar;
 #[cfg(feature = "engine")]
 mod mistral;
 mod progress;
+mod request;
 mod run;
 mod safetensors;
 mod sampling;
 pub mod scripted;
 mod text;
+mod tools;
 
 use std::{
     path::{Path, PathBuf},
@@ -26,142 +32,41 @@ use std::{
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
-use wire::ModelFacts;
+use wire::{ModelFacts, openai::Input};
 
 use crate::config::{Device, EngineConfig, Weights};
+pub use calls::Piece;
+pub use request::{Prepared, Prompt, Request, Schema, Tools};
 
 /// One model, ready to answer.
 pub trait Engine: Send + Sync {
     /// What is known about the loaded model.
     fn facts(&self) -> ModelFacts;
 
+    /// Names the model's files, the engine and its settings in short: while it stays, a seed repeats its answer.
+    fn fingerprint(&self) -> &str;
+
     /// Applies the chat template, counts the prompt and checks what can be checked, without taking a slot.
-    fn prepare(&self, request: ChatRequest) -> BoxFuture<'_, Result<Prepared, EngineError>>;
+    fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>>;
 
     /// Generates. Dropping the stream stops the work at the next token; the slot is dropped when the work has
     /// really ended, which can be later.
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event>;
+
+    /// The tokens of things to embed, checked against the context, without taking a slot.
+    fn prepare_embedding(&self, inputs: Vec<Input>) -> BoxFuture<'_, Result<Vec<Vec<u32>>, EngineError>>;
+
+    /// A vector for each list of tokens.
+    fn embed(&self, inputs: Vec<Vec<u32>>, slot: Slot) -> BoxFuture<'_, Result<Vec<Vec<f32>>, EngineError>>;
 }
 
-/// A request that was checked for form; what only the engine can judge is still open.
-#[derive(Debug, Clone, Default)]
-pub struct ChatRequest {
-    /// The conversation, oldest first.
-    pub messages: Vec<Message>,
-    /// Most tokens to generate; none: as many as the context holds.
-    pub max_tokens: Option<u32>,
-    /// How to choose among the tokens.
-    pub sampling: Sampling,
-    /// Texts that end the answer and are not part of it.
-    pub stop: Vec<String>,
-    /// A JSON schema the answer must match.
-    pub schema: Option<serde_json::Value>,
-    /// Report log-probabilities, and of that many alternatives.
-    pub logprobs: Option<usize>,
-}
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub text: String,
-}
-
-/// Who speaks; a `developer` is a [`Role::System`], a `function` a [`Role::Tool`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Instructions from whoever built the application.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// What a tool answered.
-    Tool,
-}
-
-/// How to choose among the tokens; the defaults are OpenAI's.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// 0 always takes the likeliest.
-    pub temperature: f32,
-    /// Only among that many of the likeliest.
-    pub top_k: Option<usize>,
-    /// Only among the likeliest that together reach this probability.
-    pub top_p: f32,
-    /// Only those at least this fraction as likely as the likeliest.
-    pub min_p: f32,
-    /// Subtracted from the logit of every token generated before.
-    pub presence_penalty: f32,
-    /// Subtracted once for every time a token was generated before.
-    pub frequency_penalty: f32,
-    /// Divides the logits of tokens of the prompt and the answer.
-    pub repetition_penalty: f32,
-    /// Makes the choices repeatable; none: random.
-    pub seed: Option<u64>,
-    /// Added to the logits of single tokens.
-    pub logit_bias: Vec<(u32, f32)>,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: None,
-            top_p: 1.0,
-            min_p: 0.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: 1.0,
-            seed: None,
-            logit_bias: Vec::new(),
-        }
-    }
-}
-
-/// A request whose prompt is counted and fits.
-#[derive(Debug)]
-pub struct Prepared {
-    request: ChatRequest,
-    prompt: Vec<u32>,
-    budget: u32,
-}
-
-impl Prepared {
-    /// Holds the prompt against the context.
-    fn new(request: ChatRequest, prompt: Vec<u32>, context: u32) -> Result<Self, EngineError> {
-        let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let room = context.saturating_sub(tokens);
-        let budget = request.max_tokens.unwrap_or(room);
-        if room == 0 || budget > room {
-            return Err(EngineError::ContextLength {
-                context,
-                prompt: tokens,
-                asked: request.max_tokens,
-            });
-        }
-        Ok(Self {
-            request,
-            prompt,
-            budget,
-        })
-    }
-
-    /// How many tokens the prompt has.
-    pub fn prompt_tokens(&self) -> u32 {
-        u32::try_from(self.prompt.len()).unwrap_or(u32::MAX)
-    }
-}
-
-/// A place at the engine. Whoever does the work holds it, and dropping it frees the place.
-#[derive(Debug)]
-pub struct Slot(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+/// A place at the engine. Whoever does the work holds it, and when the last of them drops it, the place is free.
+#[derive(Debug, Clone)]
+pub struct Slot(#[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>);
 
 impl From<OwnedSemaphorePermit> for Slot {
     fn from(permit: OwnedSemaphorePermit) -> Self {
-        Self(permit)
+        Self(Arc::new(permit))
     }
 }
 
@@ -169,7 +74,7 @@ impl From<OwnedSemaphorePermit> for Slot {
 /// without is a lost generation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// More text.
+    /// More of it.
     Delta(Delta),
     /// The answer is complete.
     Finish {
@@ -184,12 +89,12 @@ pub enum Event {
     Fault(Fault),
 }
 
-/// More text, and how likely its tokens were.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// More of an answer, and how likely its tokens were.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Delta {
-    /// The text; whole code points only.
-    pub text: String,
-    /// One for each token, if asked for.
+    /// What is said; whole code points only.
+    pub piece: Piece,
+    /// One for each token since the last delta, if asked for.
     pub logprobs: Vec<TokenLogprob>,
 }
 
@@ -218,6 +123,8 @@ pub enum FinishReason {
     Stop,
     /// It reached the most tokens allowed.
     Length,
+    /// The model wants tools to be called.
+    ToolCalls,
 }
 
 /// What a request took, in tokens.
@@ -259,13 +166,22 @@ pub enum EngineError {
     #[error("{param}: {message}")]
     Invalid {
         /// The field.
-        param: &'static str,
+        param: String,
         /// What is wrong with it.
         message: String,
     },
     /// The engine itself failed.
     #[error("{0}")]
     Failed(String),
+    /// A thread of the engine is lost for good; only a new process helps.
+    #[error("{0}")]
+    Stuck(String),
+    /// Not what this kind of model does.
+    #[error("this model cannot do that: it {does}")]
+    Unsuited {
+        /// What it does instead.
+        does: &'static str,
+    },
     /// The script wants the caller sent elsewhere.
     #[error("the script redirects")]
     Redirect,

@@ -29,13 +29,16 @@ pub struct Vocabulary {
     pub ends: Vec<u32>,
 }
 
-/// A choice for a position. Where a grammar refuses it, a second one for the same position follows.
+/// A token that was chosen, or why none could be.
+pub type Choice = Result<Chosen, String>;
+
+/// A token that was chosen.
 #[derive(Debug)]
-pub struct Choice {
-    /// How many tokens come before it.
-    pub position: usize,
-    /// What was chosen.
+pub struct Chosen {
+    /// The token.
     pub sampled: Sampled,
+    /// Nothing can follow it.
+    pub is_last: bool,
 }
 
 /// One request on its way; `R` is the engine's response.
@@ -47,19 +50,9 @@ pub struct Run<R> {
     /// Dropped to cancel.
     responses: Option<mpsc::Receiver<R>>,
     reason: fn(R) -> Option<String>,
-    wants: Wants,
-    /// With a grammar, a choice is final only when the next position's is made.
-    unsure: Option<Choice>,
-    over: bool,
-}
-
-/// What is particular about a request.
-#[derive(Debug, Clone, Copy)]
-pub struct Wants {
     /// The client wants log-probabilities.
-    pub logprobs: bool,
-    /// A grammar may refuse choices.
-    pub grammar: bool,
+    logprobs: bool,
+    over: bool,
 }
 
 impl<R> Run<R> {
@@ -70,7 +63,7 @@ impl<R> Run<R> {
         chosen: mpsc::UnboundedReceiver<Choice>,
         responses: mpsc::Receiver<R>,
         reason: fn(R) -> Option<String>,
-        wants: Wants,
+        logprobs: bool,
     ) -> Self {
         let detokenizer = Detokenizer::default();
         let responses = Some(responses);
@@ -81,8 +74,7 @@ impl<R> Run<R> {
             chosen,
             responses,
             reason,
-            wants,
-            unsure: None,
+            logprobs,
             over: false,
         }
     }
@@ -105,26 +97,16 @@ impl<R> Run<R> {
     }
 
     fn on_choice(&mut self, choice: Option<Choice>, events: &mut Vec<Event>) {
-        let is_gone = choice.is_none();
-        let sure = if self.wants.grammar {
-            let position = choice.as_ref().map(|choice| choice.position);
-            let before = std::mem::replace(&mut self.unsure, choice);
-            before.filter(|before| position != Some(before.position))
-        } else {
-            choice
-        };
-        if let Some(choice) = sure {
-            self.take(&choice.sampled, events);
-        }
-        if is_gone && !self.over {
-            self.over = true;
-            let told = self
-                .responses
-                .as_mut()
-                .and_then(|responses| std::iter::from_fn(|| responses.try_recv().ok()).find_map(self.reason));
-            events.push(Event::Failed(
-                told.unwrap_or_else(|| "it lost the generation".to_owned()),
-            ));
+        match choice {
+            Some(Ok(chosen)) => self.take(&chosen, events),
+            Some(Err(reason)) => self.fail(reason, events),
+            None => {
+                let told = self
+                    .responses
+                    .as_mut()
+                    .and_then(|responses| std::iter::from_fn(|| responses.try_recv().ok()).find_map(self.reason));
+                self.fail(told.unwrap_or_else(|| "it lost the generation".to_owned()), events);
+            }
         }
     }
 
@@ -132,14 +114,16 @@ impl<R> Run<R> {
         match response.map(self.reason) {
             None => self.responses = None,
             Some(None) => {}
-            Some(Some(reason)) => {
-                self.over = true;
-                events.push(Event::Failed(reason));
-            }
+            Some(Some(reason)) => self.fail(reason, events),
         }
     }
 
-    fn take(&mut self, sampled: &Sampled, events: &mut Vec<Event>) {
+    fn fail(&mut self, reason: String, events: &mut Vec<Event>) {
+        self.over = true;
+        events.push(Event::Failed(reason));
+    }
+
+    fn take(&mut self, Chosen { sampled, is_last }: &Chosen, events: &mut Vec<Event>) {
         let Vocabulary { decode, bytes, ends } = &*self.vocabulary;
         if ends.contains(&sampled.token) {
             self.answer
@@ -148,14 +132,14 @@ impl<R> Run<R> {
             return;
         }
         let mut text = self.detokenizer.push(sampled.token, decode);
-        if self.answer.is_last() {
+        if *is_last || self.answer.is_last() {
             text.push_str(&self.detokenizer.finish(decode));
         }
         let candidate = |token, logprob| Candidate {
             bytes: bytes(token),
             logprob,
         };
-        let logprob = self.wants.logprobs.then(|| TokenLogprob {
+        let logprob = self.logprobs.then(|| TokenLogprob {
             token: candidate(sampled.token, sampled.logprob),
             top: sampled
                 .top
@@ -163,7 +147,7 @@ impl<R> Run<R> {
                 .map(|&(token, logprob)| candidate(token, logprob))
                 .collect(),
         });
-        self.over = self.answer.push(&text, logprob, events);
+        self.over = self.answer.push(&text, logprob, *is_last, events);
     }
 
     /// Waits until the engine has let go of the request, so that whoever reads the end finds the slot free.
@@ -186,12 +170,11 @@ async fn heard<R>(responses: &mut Option<mpsc::Receiver<R>>) -> Option<R> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::engine::Usage;
+    use crate::engine::{Delta, Usage, calls::Piece};
 
     /// A run whose tokens are ASCII letters and whose end is `.`, and the two ends an engine holds.
     fn run(
         budget: u32,
-        wants: Wants,
     ) -> (
         Run<&'static str>,
         mpsc::UnboundedSender<Choice>,
@@ -205,27 +188,26 @@ mod tests {
         };
         let (choices, chosen) = mpsc::unbounded_channel();
         let (response, responses) = mpsc::channel(9);
-        let answer = Answer::new(7, budget, Vec::new());
+        let answer = Answer::new(7, budget, Vec::new(), None);
         let reason = |word: &'static str| word.strip_prefix("error: ").map(str::to_owned);
         (
-            Run::new(Arc::new(vocabulary), answer, chosen, responses, reason, wants),
+            Run::new(Arc::new(vocabulary), answer, chosen, responses, reason, false),
             choices,
             response,
         )
     }
 
-    const PLAIN: Wants = Wants {
-        logprobs: false,
-        grammar: false,
-    };
-
-    fn choice(position: usize, token: char) -> Choice {
+    #[allow(clippy::unnecessary_wraps)]
+    fn choice(token: char) -> Choice {
         let sampled = Sampled {
             token: token.into(),
             logprob: -1.0,
             top: Vec::new(),
         };
-        Choice { position, sampled }
+        Ok(Chosen {
+            sampled,
+            is_last: false,
+        })
     }
 
     async fn all(mut run: Run<&'static str>) -> (String, Event) {
@@ -235,7 +217,10 @@ mod tests {
         }
         let last = events.pop().unwrap();
         let text = events.into_iter().map(|event| match event {
-            Event::Delta(delta) => delta.text,
+            Event::Delta(Delta {
+                piece: Piece::Text(text),
+                ..
+            }) => text,
             other => panic!("{other:?} in the middle"),
         });
         (text.collect(), last)
@@ -250,28 +235,40 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_mark_ends_the_answer_and_is_not_counted() {
-        let (run, choices, _response) = run(9, PLAIN);
-        for (position, token) in "hi.".chars().enumerate() {
-            choices.send(choice(position, token)).unwrap();
+        let (run, choices, _response) = run(9);
+        for token in "hi.".chars() {
+            choices.send(choice(token)).unwrap();
         }
         drop(choices);
         assert_eq!(all(run).await, ("hi".to_owned(), finish(FinishReason::Stop, 2)));
     }
 
     #[tokio::test]
-    async fn a_choice_that_the_grammar_refuses_never_shows() {
-        let (run, choices, _response) = run(3, Wants { grammar: true, ..PLAIN });
-        for (position, token) in [(0, 'x'), (0, 'a'), (1, 'b'), (2, '.'), (2, 'c')] {
-            choices.send(choice(position, token)).unwrap();
+    async fn a_token_that_completes_a_grammar_ends_the_answer() {
+        let (run, choices, _response) = run(9);
+        let last = choice('b').map(|chosen| Chosen {
+            is_last: true,
+            ..chosen
+        });
+        for choice in [choice('a'), last] {
+            choices.send(choice).unwrap();
         }
         drop(choices);
-        assert_eq!(all(run).await, ("abc".to_owned(), finish(FinishReason::Length, 3)));
+        assert_eq!(all(run).await, ("ab".to_owned(), finish(FinishReason::Stop, 2)));
+    }
+
+    #[tokio::test]
+    async fn a_grammar_that_breaks_fails_the_answer() {
+        let (run, choices, _response) = run(9);
+        choices.send(Err("a dead end".to_owned())).unwrap();
+        drop(choices);
+        assert_eq!(all(run).await, (String::new(), Event::Failed("a dead end".to_owned())));
     }
 
     #[tokio::test]
     async fn a_generation_that_the_engine_loses_is_a_failure() {
-        let (run, choices, response) = run(9, PLAIN);
-        choices.send(choice(0, 'a')).unwrap();
+        let (run, choices, response) = run(9);
+        choices.send(choice('a')).unwrap();
         drop((choices, response));
         assert_eq!(
             all(run).await,
@@ -281,10 +278,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_of_the_engine_comes_after_what_was_generated_before() {
-        let (run, choices, response) = run(9, PLAIN);
+        let (run, choices, response) = run(9);
         response.send("a chunk").await.unwrap();
         response.send("error: out of memory").await.unwrap();
-        choices.send(choice(0, 'a')).unwrap();
+        choices.send(choice('a')).unwrap();
         drop(choices);
         assert_eq!(
             all(run).await,
@@ -294,8 +291,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_waits_until_the_engine_has_let_go() {
-        let (mut run, choices, response) = run(1, PLAIN);
-        choices.send(choice(0, 'a')).unwrap();
+        let (mut run, choices, response) = run(1);
+        choices.send(choice('a')).unwrap();
         let letting_go = async {
             response.closed().await;
             drop(choices);

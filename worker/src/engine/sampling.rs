@@ -5,8 +5,7 @@
 //! penalties, temperature, top-k, min-p, top-p. It never looks at text.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-
-use super::Sampling;
+use wire::openai::Sampling;
 
 /// Chooses the tokens of one answer.
 #[derive(Debug)]
@@ -14,7 +13,7 @@ pub struct Sampler {
     sampling: Sampling,
     seed: u64,
     prompt_tokens: usize,
-    logprobs: Option<usize>,
+    logprobs: Option<u32>,
 }
 
 /// The token chosen, and how likely the model found it and its rivals.
@@ -30,7 +29,7 @@ pub struct Sampled {
 
 impl Sampler {
     /// For an answer to a prompt of so many tokens; `logprobs` asks for them, and for that many rivals.
-    pub fn new(sampling: Sampling, prompt_tokens: usize, logprobs: Option<usize>) -> Self {
+    pub fn new(sampling: Sampling, prompt_tokens: usize, logprobs: Option<u32>) -> Self {
         let seed = sampling.seed.unwrap_or_else(rand::random);
         Self {
             sampling,
@@ -41,31 +40,39 @@ impl Sampler {
     }
 
     /// Chooses after `context`, which is the prompt and the answer so far. The same context gets the same choice.
-    pub fn sample(&self, mut logits: Vec<f32>, context: &[u32]) -> Sampled {
-        for logit in &mut logits {
+    pub fn sample(&self, logits: &[f32], context: &[u32]) -> Sampled {
+        self.choose(logits, logits.to_vec(), context, 0)
+    }
+
+    /// Chooses again after a grammar has refused the first choice: among what it has `left` of the logits.
+    pub fn sample_again(&self, logits: &[f32], left: Vec<f32>, context: &[u32]) -> Sampled {
+        self.choose(logits, left, context, 1)
+    }
+
+    fn choose(&self, logits: &[f32], mut left: Vec<f32>, context: &[u32], attempt: u64) -> Sampled {
+        for logit in &mut left {
             if logit.is_nan() {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        let log_sum = self.logprobs.map(|_| log_sum_exp(&logits));
-        let raw = log_sum.map(|_| logits.clone());
-        self.adjust(&mut logits, context);
+        self.adjust(&mut left, context);
         let token = if self.sampling.temperature > 0.0 {
-            self.draw(&logits, context.len())
+            self.draw(&left, context.len(), attempt)
         } else {
-            argmax(&logits)
+            argmax(&left)
         };
-        let (Some(raw), Some(log_sum)) = (raw, log_sum) else {
+        let Some(rivals) = self.logprobs else {
             return Sampled {
                 token,
                 logprob: 0.0,
                 top: Vec::new(),
             };
         };
-        let top = likeliest(&raw, self.logprobs.unwrap_or(0));
+        let log_sum = log_sum_exp(logits);
+        let top = likeliest(logits, rivals as usize);
         Sampled {
             token,
-            logprob: raw[token as usize] - log_sum,
+            logprob: logits[token as usize] - log_sum,
             top: top.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect(),
         }
     }
@@ -111,13 +118,13 @@ impl Sampler {
     }
 
     /// Draws by weight among those that temperature and filters leave.
-    fn draw(&self, logits: &[f32], position: usize) -> u32 {
+    fn draw(&self, logits: &[f32], position: usize, attempt: u64) -> u32 {
         let best = argmax(logits);
         let most = logits[best as usize];
         let weigh = |logit: f32| ((logit - most) / self.sampling.temperature).exp();
 
         let mut left: Vec<(u32, f32)> = match self.sampling.top_k {
-            Some(k) => likeliest(logits, k.max(1))
+            Some(k) => likeliest(logits, k.max(1) as usize)
                 .into_iter()
                 .map(|(id, logit)| (id, weigh(logit)))
                 .collect(),
@@ -130,7 +137,7 @@ impl Sampler {
         }
 
         let total: f32 = left.iter().map(|&(_, weight)| weight).sum();
-        let mut rest = self.uniform(position) * total;
+        let mut rest = self.uniform(position, attempt) * total;
         for &(token, weight) in &left {
             rest -= weight;
             if rest < 0.0 {
@@ -140,10 +147,10 @@ impl Sampler {
         left.last().map_or(best, |&(token, _)| token)
     }
 
-    /// A number in [0, 1) that depends on seed and position only, so that a second look at the same position
-    /// (a grammar refused the first choice) does not shift the ones after it.
-    fn uniform(&self, position: usize) -> f32 {
-        let mix = (position as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    /// A number in [0, 1) that depends on seed, position and attempt only, so that a second attempt at a position does
+    /// not shift the choices after it.
+    fn uniform(&self, position: usize, attempt: u64) -> f32 {
+        let mix = (position as u64 * 2 + attempt).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         StdRng::seed_from_u64(self.seed ^ mix).random()
     }
 }
@@ -207,7 +214,7 @@ mod tests {
         });
         let mut counts = [0_u32; LOGITS.len()];
         for position in 0..4000 {
-            counts[sampler.sample(LOGITS.to_vec(), &vec![0; position]).token as usize] += 1;
+            counts[sampler.sample(&LOGITS, &vec![0; position]).token as usize] += 1;
         }
         counts.iter().map(|&n| n as f32 / 4000.0).collect()
     }
@@ -218,9 +225,9 @@ mod tests {
             temperature: 0.0,
             ..Sampling::default()
         });
-        assert_eq!(sampler.sample(LOGITS.to_vec(), &[0]).token, 1);
-        assert_eq!(sampler.sample(vec![2.0, 5.0, 5.0], &[0]).token, 1);
-        assert_eq!(sampler.sample(vec![f32::NAN, 1.0], &[0]).token, 1);
+        assert_eq!(sampler.sample(&LOGITS, &[0]).token, 1);
+        assert_eq!(sampler.sample(&[2.0, 5.0, 5.0], &[0]).token, 1);
+        assert_eq!(sampler.sample(&[f32::NAN, 1.0], &[0]).token, 1);
     }
 
     #[test]
@@ -286,7 +293,7 @@ mod tests {
                 ..Sampling::default()
             });
             (0..50)
-                .map(|n| sampler.sample(LOGITS.to_vec(), &vec![0; n]).token)
+                .map(|n| sampler.sample(&LOGITS, &vec![0; n]).token)
                 .collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
@@ -303,23 +310,19 @@ mod tests {
             presence_penalty: 1.5,
             ..greedy.clone()
         });
-        assert_eq!(
-            presence.sample(LOGITS.to_vec(), &[1]).token,
-            1,
-            "token 1 is only in the prompt"
-        );
-        assert_eq!(presence.sample(LOGITS.to_vec(), &[1, 1]).token, 2);
+        assert_eq!(presence.sample(&LOGITS, &[1]).token, 1, "token 1 is only in the prompt");
+        assert_eq!(presence.sample(&LOGITS, &[1, 1]).token, 2);
         let frequency = sampler(Sampling {
             frequency_penalty: 0.6,
             ..greedy.clone()
         });
-        assert_eq!(frequency.sample(LOGITS.to_vec(), &[0, 1]).token, 1);
-        assert_eq!(frequency.sample(LOGITS.to_vec(), &[0, 1, 1]).token, 2);
+        assert_eq!(frequency.sample(&LOGITS, &[0, 1]).token, 1);
+        assert_eq!(frequency.sample(&LOGITS, &[0, 1, 1]).token, 2);
         let repetition = sampler(Sampling {
             repetition_penalty: 2.0,
             ..greedy
         });
-        assert_eq!(repetition.sample(LOGITS.to_vec(), &[1]).token, 2);
+        assert_eq!(repetition.sample(&LOGITS, &[1]).token, 2);
     }
 
     #[test]
@@ -331,10 +334,10 @@ mod tests {
                 ..Sampling::default()
             })
         };
-        assert_eq!(biased((3, 100.0)).sample(LOGITS.to_vec(), &[0]).token, 3);
-        assert_eq!(biased((1, -100.0)).sample(LOGITS.to_vec(), &[0]).token, 2);
+        assert_eq!(biased((3, 100.0)).sample(&LOGITS, &[0]).token, 3);
+        assert_eq!(biased((1, -100.0)).sample(&LOGITS, &[0]).token, 2);
         assert_eq!(
-            biased((999, 100.0)).sample(LOGITS.to_vec(), &[0]).token,
+            biased((999, 100.0)).sample(&LOGITS, &[0]).token,
             1,
             "beyond the vocabulary"
         );
@@ -351,7 +354,7 @@ mod tests {
             1,
             Some(2),
         );
-        let choice = sampler.sample(vec![0.0, (3.0_f32).ln(), f32::NEG_INFINITY], &[0]);
+        let choice = sampler.sample(&[0.0, (3.0_f32).ln(), f32::NEG_INFINITY], &[0]);
         assert_eq!(choice.token, 1);
         assert!((choice.logprob - 0.75_f32.ln()).abs() < 1e-6);
         assert_eq!(choice.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);

@@ -17,9 +17,11 @@
 //! `tokens` may also be a number: that many are made up. `fault` happens instead of token `at` (0: before the first
 //! one); its kinds are those of [`FaultKind`]. A last user message in braces is a script of its own, which
 //! overrides the first key by key. One word is one token; the context holds 4096 unless `--context-length` says else.
+//! Where the answer must be JSON or a call and the script has no tokens, it says the shortest that the schema allows.
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -29,13 +31,26 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
+use llguidance::{
+    ParserFactory,
+    toktrie::{ApproximateTokEnv, TokEnv},
+};
 use serde::Deserialize;
-use wire::ModelFacts;
+use wire::{
+    Capabilities, EngineName, ModelFacts,
+    openai::{Input, Role},
+};
 
 use super::{
-    Candidate, ChatRequest, Delta, Engine, EngineError, Event, Fault, FinishReason, LoadError, Prepared, Report, Role,
-    Slot, Spec, TokenLogprob, text::Answer,
+    Candidate, Delta, Engine, EngineError, Event, Fault, FinishReason, LoadError, Piece, Prepared, Prompt, Report,
+    Request, Slot, Spec, TokenLogprob, fingerprint,
+    grammar::{Grounds, Guide},
+    text::Answer,
+    tools::{self, Dialect},
 };
+
+/// Dimensions of an embedding.
+const DIMENSIONS: u8 = 8;
 
 /// What to play.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -109,10 +124,7 @@ pub async fn load(spec: &Spec, report: &Report) -> Result<Scripted, LoadError> {
     }
     match &script.fail_load {
         Some(reason) => Err(LoadError::Engine(format!("the script fails the load: {reason}"))),
-        None => Ok(Scripted {
-            script,
-            context: spec.context_length.unwrap_or(4096),
-        }),
+        None => Scripted::new(script, spec.context_length.unwrap_or(4096)),
     }
 }
 
@@ -127,26 +139,40 @@ fn read_script(path: &Path) -> Result<Script, LoadError> {
 }
 
 /// The engine of a script.
-#[derive(Debug)]
 pub struct Scripted {
     script: Script,
     context: u32,
+    fingerprint: String,
+    /// Its vocabulary for grammars is all bytes.
+    grounds: Grounds,
 }
 
 impl Scripted {
+    fn new(script: Script, context: u32) -> Result<Self, LoadError> {
+        let bytes: TokEnv = ApproximateTokEnv::single_byte_env();
+        let factory = ParserFactory::new_simple(&bytes).map_err(|error| LoadError::Engine(error.to_string()))?;
+        let grounds = Grounds {
+            factory: Arc::new(factory),
+            ends: Arc::new([bytes.tok_trie().eos_token()]),
+            dialect: Dialect::Hermes,
+        };
+        let fingerprint = fingerprint::of_settings(&["scripted", &context.to_string(), &format!("{script:?}")]);
+        Ok(Self {
+            script,
+            context,
+            fingerprint,
+            grounds,
+        })
+    }
+
     /// The script for one request: an object in the user's last message overrides key by key.
     fn script_for(&self, last: &str) -> Result<Script, EngineError> {
         if !last.trim_start().starts_with('{') {
-            let said = Tokens::List(last.split_inclusive(' ').map(str::to_owned).collect());
-            let tokens = self.script.tokens.clone().or(Some(said));
-            return Ok(Script {
-                tokens,
-                ..self.script.clone()
-            });
+            return Ok(self.script.clone());
         }
         let own: Script = serde_json::from_str(last).map_err(|error| EngineError::Invalid {
-            param: "messages",
-            message: format!("a message in braces is a script, and this one is none: {error}"),
+            param: "messages".to_owned(),
+            message: format!("A message in braces is a script, and this one is none: {error}."),
         })?;
         Ok(Script {
             tokens: own
@@ -159,63 +185,186 @@ impl Scripted {
             ..own
         })
     }
+
+    fn look_at(&self, request: Request) -> Result<Prepared, EngineError> {
+        let script = self.script_for(&last_words(&request.prompt))?;
+        match script.fault.map(|fault| fault.kind) {
+            Some(FaultKind::Http500) => return Err(EngineError::Failed("the script answers 500".to_owned())),
+            Some(FaultKind::Redirect) => return Err(EngineError::Redirect),
+            _ => {}
+        }
+        let guide = self.grounds.guide(&request)?;
+        let prompt = match &request.prompt {
+            Prompt::Chat(messages) => {
+                let messages = tools::spell_out(messages.clone(), request.tools.as_ref());
+                messages
+                    .iter()
+                    .flat_map(|message| tokens_of(&message.content.text()))
+                    .collect()
+            }
+            Prompt::Raw(Input::Text(text)) => tokens_of(text),
+            Prompt::Raw(Input::Tokens(tokens)) => tokens.clone(),
+        };
+        let dialect = request.tools.as_ref().map(|_| self.grounds.dialect);
+        let written = request.prompt.written(numbers);
+        let prepared = Prepared::new(request, prompt, self.context)?;
+        Ok(Prepared {
+            written,
+            guide,
+            dialect,
+            ..prepared
+        })
+    }
+
+    /// What is said in answer to `last`.
+    fn words(script: &Script, prepared: &Prepared, last: &str) -> Vec<String> {
+        let must = prepared.request.schema.is_some() || prepared.request.tools.as_ref().is_some_and(|tools| tools.must);
+        let said = match (&script.tokens, &prepared.guide) {
+            (Some(Tokens::List(tokens)), _) => return tokens.clone(),
+            (Some(Tokens::Count(count)), _) => return (0..*count).map(|n| format!("t{n} ")).collect(),
+            (None, Some(guide)) if must => compose(guide.clone()),
+            (None, _) => last.to_owned(),
+        };
+        said.split_inclusive(' ').map(str::to_owned).collect()
+    }
 }
 
-fn last_words(request: &ChatRequest) -> &str {
-    request
-        .messages
-        .iter()
-        .rfind(|message| message.role == Role::User)
-        .map_or("", |message| &message.text)
+/// The shortest text that a grammar over bytes allows, or nearly so: texts, lists and objects end as soon as they may.
+fn compose(mut guide: Guide) -> String {
+    const MOST: usize = 1 << 16;
+    let mut text = Vec::new();
+    let mut in_string = false;
+    while text.len() < MOST && !guide.may_end() {
+        let mut weights = vec![0.0_f32; 256];
+        if guide.rule_out(&mut weights).is_err() {
+            break;
+        }
+        let early: &[u8] = if in_string { b"\"" } else { b"}],\"" };
+        let bytes = early.iter().copied().chain(b' '..=b'~').chain(0..=u8::MAX);
+        let Some(next) = bytes.into_iter().find(|byte| weights[usize::from(*byte)] == 0.0) else {
+            break;
+        };
+        let escaped = text.last() == Some(&b'\\');
+        in_string ^= next == b'"' && !escaped;
+        text.push(next);
+        if guide.take(next.into()).unwrap_or(true) {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// What the script answers to.
+fn last_words(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Chat(messages) => {
+            let last = messages.iter().rfind(|message| message.role == Role::User);
+            last.map(|message| message.content.text()).unwrap_or_default()
+        }
+        Prompt::Raw(Input::Text(text)) => text.clone(),
+        Prompt::Raw(Input::Tokens(tokens)) => numbers(tokens),
+    }
+}
+
+/// Tokens as text: their numbers.
+fn numbers(tokens: &[u32]) -> String {
+    tokens.iter().map(|token| format!("{token} ")).collect()
+}
+
+/// A number for each word.
+fn tokens_of(text: &str) -> Vec<u32> {
+    let number = |word: &str| {
+        word.bytes()
+            .fold(7, |n: u32, byte| n.wrapping_mul(31).wrapping_add(byte.into()))
+    };
+    text.split_whitespace().map(number).collect()
+}
+
+/// A unit vector that the tokens alone decide.
+fn vector(tokens: &[u32]) -> Vec<f32> {
+    let part = |shift: u8| {
+        let sum: f32 = tokens
+            .iter()
+            .map(|token| f32::from(token.rotate_left(u32::from(shift) * 4).to_le_bytes()[0]) - 127.5)
+            .sum();
+        sum + f32::from(shift)
+    };
+    let vector: Vec<f32> = (0..DIMENSIONS).map(part).collect();
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.into_iter().map(|x| x / length).collect()
 }
 
 impl Engine for Scripted {
     fn facts(&self) -> ModelFacts {
         ModelFacts {
             context_length: Some(self.context),
+            quantization: None,
             architecture: Some("scripted".to_owned()),
-            ..ModelFacts::default()
+            engine: Some(EngineName::Scripted),
+            capabilities: Some(Capabilities {
+                chat: true,
+                completions: true,
+                embeddings: true,
+                tools: true,
+                structured_output: true,
+                vision: false,
+            }),
         }
     }
 
-    fn prepare(&self, request: ChatRequest) -> BoxFuture<'_, Result<Prepared, EngineError>> {
-        let words = request
-            .messages
-            .iter()
-            .flat_map(|message| message.text.split_whitespace());
-        let prompt = words
-            .map(|word| u32::try_from(word.len()).unwrap_or(u32::MAX))
-            .collect();
-        let verdict = match self
-            .script_for(last_words(&request))
-            .map(|script| script.fault.map(|fault| fault.kind))
-        {
-            Ok(Some(FaultKind::Http500)) => Err(EngineError::Failed("the script answers 500".to_owned())),
-            Ok(Some(FaultKind::Redirect)) => Err(EngineError::Redirect),
-            Ok(_) => Prepared::new(request, prompt, self.context),
-            Err(error) => Err(error),
-        };
-        std::future::ready(verdict).boxed()
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>> {
+        std::future::ready(self.look_at(request)).boxed()
+    }
+
+    fn prepare_embedding(&self, inputs: Vec<Input>) -> BoxFuture<'_, Result<Vec<Vec<u32>>, EngineError>> {
+        let tokens = inputs.into_iter().map(|input| {
+            let tokens = match input {
+                Input::Text(text) => tokens_of(&text),
+                Input::Tokens(tokens) => tokens,
+            };
+            match u32::try_from(tokens.len()) {
+                Ok(prompt) if prompt > self.context => Err(EngineError::ContextLength {
+                    context: self.context,
+                    prompt,
+                    asked: None,
+                }),
+                _ => Ok(tokens),
+            }
+        });
+        std::future::ready(tokens.collect()).boxed()
+    }
+
+    fn embed(&self, inputs: Vec<Vec<u32>>, slot: Slot) -> BoxFuture<'_, Result<Vec<Vec<f32>>, EngineError>> {
+        async move {
+            let _slot = slot;
+            Ok(inputs.iter().map(|tokens| vector(tokens)).collect())
+        }
+        .boxed()
     }
 
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event> {
-        let prompt = prepared.prompt_tokens();
-        let Prepared { request, budget, .. } = prepared;
+        let last = last_words(&prepared.request.prompt);
         // `prepare` has refused what is no script.
-        let script = self.script_for(last_words(&request)).unwrap_or_default();
-        let tokens = match script.tokens {
-            Some(Tokens::List(tokens)) => tokens,
-            Some(Tokens::Count(count)) => (0..count).map(|n| format!("t{n} ")).collect(),
-            None => Vec::new(),
-        };
+        let script = self.script_for(&last).unwrap_or_default();
+        let tokens = Self::words(&script, &prepared, &last);
         let pause = Duration::from_millis(script.interval_ms.unwrap_or(0));
+        let request = &prepared.request;
         let play = Play {
             tokens: tokens.into_iter(),
             played: 0,
             first_pause: Duration::from_millis(script.first_token_ms.unwrap_or(0)) + pause,
             pause,
             fault: script.fault,
-            answer: Answer::new(prompt, budget, request.stop),
+            answer: Answer::new(
+                prepared.prompt_tokens(),
+                prepared.budget,
+                request.stop.clone(),
+                prepared.dialect,
+            ),
             logprobs: request.logprobs.is_some(),
             over: false,
             _slot: slot,
@@ -265,7 +414,7 @@ impl Play {
                 },
                 top: Vec::new(),
             });
-            self.over = self.answer.push(&token, logprob, &mut events);
+            self.over = self.answer.push(&token, logprob, false, &mut events);
         } else {
             self.answer.end("", FinishReason::Stop, &mut events);
             self.over = true;
@@ -284,9 +433,9 @@ impl Play {
             FaultKind::Close => events.push(Event::Fault(Fault::End)),
             FaultKind::Truncate => events.extend([raw(b"data: {\"id\":\"chatcmpl-"), Event::Fault(Fault::Abort)]),
             FaultKind::Giant => {
-                let text = "x".repeat(300 * 1024);
+                let piece = Piece::Text("x".repeat(300 * 1024));
                 events.push(Event::Delta(Delta {
-                    text,
+                    piece,
                     logprobs: Vec::new(),
                 }));
                 return;

@@ -2,7 +2,11 @@
 //!
 //! Both engines go through here, so that both count, stop and end alike. It knows neither model nor wire.
 
-use super::{Delta, Event, FinishReason, TokenLogprob, Usage};
+use super::{
+    Delta, Event, FinishReason, TokenLogprob, Usage,
+    calls::{Piece, Reader, ends_like},
+    tools::Dialect,
+};
 
 /// Turns token after token into text, holding back what is not a whole code point yet.
 ///
@@ -40,10 +44,13 @@ impl Detokenizer {
     }
 }
 
-/// Gathers an answer: finds stop texts, counts tokens, and says what may be shown and when it is over.
+/// Gathers an answer: finds calls and stop texts, counts tokens, and says what may be shown and when it is over.
 #[derive(Debug)]
 pub struct Answer {
     stop: Vec<String>,
+    reader: Option<Reader>,
+    /// It has called a tool.
+    called: bool,
     /// Text that could be the beginning of a stop text.
     held: String,
     logprobs: Vec<TokenLogprob>,
@@ -52,14 +59,16 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// For an answer of at most `budget` tokens to a prompt of `prompt` tokens.
-    pub fn new(prompt: u32, budget: u32, stop: Vec<String>) -> Self {
-        let usage = Usage { prompt, completion: 0 };
+    /// For an answer of at most `budget` tokens to a prompt of `prompt` tokens, in which calls are looked for if there
+    /// is a dialect to read them in.
+    pub fn new(prompt: u32, budget: u32, stop: Vec<String>, dialect: Option<Dialect>) -> Self {
         Self {
             stop,
+            reader: dialect.map(Reader::new),
+            called: false,
             held: String::new(),
             logprobs: Vec::new(),
-            usage,
+            usage: Usage { prompt, completion: 0 },
             budget,
         }
     }
@@ -69,55 +78,89 @@ impl Answer {
         self.usage.completion + 1 >= self.budget
     }
 
-    /// Takes one token's text into `events`. True: the answer is over.
-    pub fn push(&mut self, text: &str, logprob: Option<TokenLogprob>, events: &mut impl Extend<Event>) -> bool {
+    /// Takes one token's text into `events`; `ends` if nothing can follow it. True: the answer is over.
+    pub fn push(&mut self, text: &str, logprob: Option<TokenLogprob>, ends: bool, events: &mut Vec<Event>) -> bool {
         let is_last = self.is_last();
         self.usage.completion += 1;
-        self.held.push_str(text);
         self.logprobs.extend(logprob);
-        let first = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = first {
-            self.held.truncate(at);
+        let pieces = match &mut self.reader {
+            None => vec![Piece::Text(text.to_owned())],
+            Some(reader) => reader.push(text),
+        };
+        if self.tell(pieces, events) {
+            self.finish(FinishReason::Stop, events);
+        } else if ends {
             self.end("", FinishReason::Stop, events);
-            return true;
-        }
-        if is_last {
+        } else if is_last {
             self.end("", FinishReason::Length, events);
-            return true;
+        } else {
+            return false;
         }
-        let safe = self.held.len() - self.suspect();
-        if safe > 0 {
-            let rest = self.held.split_off(safe);
-            let text = std::mem::replace(&mut self.held, rest);
-            events.extend([Event::Delta(Delta {
-                text,
-                logprobs: std::mem::take(&mut self.logprobs),
-            })]);
+        true
+    }
+
+    /// Ends the answer: shows what was held back and the `rest`, and says why it ended.
+    pub fn end(&mut self, rest: &str, reason: FinishReason, events: &mut Vec<Event>) {
+        let pieces = match &mut self.reader {
+            None => vec![Piece::Text(rest.to_owned())],
+            Some(reader) => {
+                let mut pieces = reader.push(rest);
+                pieces.extend(reader.finish());
+                pieces
+            }
+        };
+        if !self.tell(pieces, events) {
+            self.show_held(events);
+        }
+        self.finish(reason, events);
+    }
+
+    /// Shows what may be shown. True: a stop text was found.
+    fn tell(&mut self, pieces: Vec<Piece>, events: &mut Vec<Event>) -> bool {
+        for piece in pieces {
+            let Piece::Text(text) = piece else {
+                self.show_held(events);
+                self.called = true;
+                self.show(piece, events);
+                continue;
+            };
+            self.held.push_str(&text);
+            let first = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+            if let Some(at) = first {
+                self.held.truncate(at);
+                self.show_held(events);
+                return true;
+            }
+            let suspect = self.stop.iter().map(|stop| ends_like(&self.held, stop)).max();
+            let rest = self.held.split_off(self.held.len() - suspect.unwrap_or(0));
+            self.show_held(events);
+            self.held = rest;
         }
         false
     }
 
-    /// Ends the answer: shows what was held back and the `rest`, and says why it ended.
-    pub fn end(&mut self, rest: &str, reason: FinishReason, events: &mut impl Extend<Event>) {
-        let text = std::mem::take(&mut self.held) + rest;
-        let logprobs = std::mem::take(&mut self.logprobs);
-        let delta = (!text.is_empty()).then_some(Event::Delta(Delta { text, logprobs }));
-        events.extend(delta.into_iter().chain([Event::Finish {
-            reason,
-            usage: self.usage,
-        }]));
+    fn show_held(&mut self, events: &mut Vec<Event>) {
+        if !self.held.is_empty() {
+            let text = std::mem::take(&mut self.held);
+            self.show(Piece::Text(text), events);
+        }
     }
 
-    /// Length of the longest end of `held` that a stop text begins with.
-    fn suspect(&self) -> usize {
-        let longest = |stop: &String| {
-            let starts = self.held.char_indices().map(|(at, _)| &self.held[at..]);
-            starts
-                .filter(|end| end.len() < stop.len() && stop.starts_with(end))
-                .map(str::len)
-                .max()
+    fn show(&mut self, piece: Piece, events: &mut Vec<Event>) {
+        let logprobs = std::mem::take(&mut self.logprobs);
+        events.push(Event::Delta(Delta { piece, logprobs }));
+    }
+
+    fn finish(&mut self, reason: FinishReason, events: &mut Vec<Event>) {
+        let reason = if self.called && reason == FinishReason::Stop {
+            FinishReason::ToolCalls
+        } else {
+            reason
         };
-        self.stop.iter().filter_map(longest).max().unwrap_or(0)
+        events.push(Event::Finish {
+            reason,
+            usage: self.usage,
+        });
     }
 }
 
@@ -147,13 +190,20 @@ mod tests {
     }
 
     fn run(budget: u32, stop: &[&str], tokens: &[&str]) -> (String, Vec<Event>) {
-        let mut answer = Answer::new(3, budget, stop.iter().map(ToString::to_string).collect());
+        play(None, budget, stop, tokens)
+    }
+
+    fn play(dialect: Option<Dialect>, budget: u32, stop: &[&str], tokens: &[&str]) -> (String, Vec<Event>) {
+        let mut answer = Answer::new(3, budget, stop.iter().map(ToString::to_string).collect(), dialect);
         let mut events = Vec::new();
-        if !tokens.iter().any(|token| answer.push(token, None, &mut events)) {
+        if !tokens.iter().any(|token| answer.push(token, None, false, &mut events)) {
             answer.end("", FinishReason::Stop, &mut events);
         }
         let text = events.iter().filter_map(|event| match event {
-            Event::Delta(delta) => Some(delta.text.as_str()),
+            Event::Delta(Delta {
+                piece: Piece::Text(text),
+                ..
+            }) => Some(text.as_str()),
             _ => None,
         });
         (text.collect(), events)
@@ -196,5 +246,32 @@ mod tests {
         let (text, events) = run(2, &["END"], &["x", "EN", "D"]);
         assert_eq!(text, "xEN");
         assert_eq!(events.last(), Some(&finish(FinishReason::Length, 2)));
+    }
+
+    #[test]
+    fn a_call_is_no_text_and_a_stop_text_does_not_cut_it() {
+        let call = [
+            "See: ",
+            "<tool_",
+            "call>{\"name\": \"f\", \"arguments\": ",
+            "{\"END\"",
+            ": 1}}</tool_call>",
+        ];
+        let (text, events) = play(Some(Dialect::Hermes), 99, &["END"], &call);
+        assert_eq!(text, "See:");
+        let arguments: String = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Delta(Delta {
+                    piece: Piece::Arguments(text),
+                    ..
+                }) => Some(text.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(arguments, "{\"END\": 1}");
+        assert_eq!(events.last(), Some(&finish(FinishReason::ToolCalls, 5)));
+        let (_, cut) = play(Some(Dialect::Hermes), 4, &[], &call);
+        assert_eq!(cut.last(), Some(&finish(FinishReason::Length, 4)));
     }
 }

@@ -5,6 +5,11 @@ use wire::{PROMPT_TOKENS_HEADER, REQUEST_HEADER};
 
 use super::worker::{Answer, Worker, streamed, with};
 
+fn usage(prompt: u32, completion: u32) -> Value {
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}})
+}
+
 #[tokio::test]
 async fn a_stream_has_openais_chunks_in_openais_order() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
@@ -17,13 +22,14 @@ async fn a_stream_has_openais_chunks_in_openais_order() {
     let chunks = answer.chunks();
     let created = chunks[0]["created"].as_u64().unwrap();
     let chunk = |more: Value| {
-        let same = json!({"id": "chatcmpl-req-7", "object": "chat.completion.chunk", "created": created, "model": "m"});
+        let same = json!({"id": "chatcmpl-req-7", "object": "chat.completion.chunk", "created": created, "model": "m",
+            "system_fingerprint": chunks[0]["system_fingerprint"]});
         with(same, more)
     };
     let choice = |delta: Value, finish: Value| {
         chunk(json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}))
     };
-    let usage = json!({"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4});
+    let usage = usage(2, 2);
     assert_eq!(
         chunks,
         [
@@ -54,10 +60,7 @@ async fn an_answer_in_one_piece_says_the_same() {
     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
     assert_eq!(whole["choices"], json!([choice]));
     assert_eq!(whole["object"], "chat.completion");
-    assert_eq!(
-        whole["usage"],
-        json!({"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6})
-    );
+    assert_eq!(whole["usage"], usage(3, 3));
 }
 
 #[tokio::test]
@@ -123,4 +126,42 @@ async fn logprobs_come_with_the_tokens_they_belong_to() {
         whole["choices"][0]["logprobs"],
         json!({"content": streamed_tokens, "refusal": null})
     );
+}
+
+#[tokio::test]
+async fn several_choices_come_in_order_and_are_counted_together() {
+    let worker = Worker::alone(json!({}), &["--slots", "1"]).await.ready().await;
+    let (streamed, whole) = worker.ask_both(&with(streamed("one two"), json!({"n": 3}))).await;
+    let chunks = streamed.chunks();
+    for (i, chunk) in chunks.iter().take(3).enumerate() {
+        assert_eq!(chunk["choices"][0]["index"], i, "the speakers come first, in order");
+        assert_eq!(chunk["choices"][0]["delta"]["role"], "assistant");
+    }
+    assert!((0..3).all(|i| streamed.choice(i).text == "one two"));
+    assert_eq!(whole["choices"].as_array().unwrap().len(), 3);
+    assert_eq!(whole["usage"], usage(2, 6), "the prompt counts once");
+    assert_eq!(worker.in_flight().await, 0);
+}
+
+#[tokio::test]
+async fn a_choice_that_breaks_breaks_all_of_them() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let script = json!({"tokens": ["a", "b"], "fault": {"at": 1, "kind": "close"}}).to_string();
+    let whole = with(streamed(script), json!({"n": 2, "stream": false}));
+    assert_eq!(worker.ask(&whole).await.code(), "engine_failed");
+    let stalled = json!({"tokens": ["a"], "fault": {"at": 0, "kind": "stall"}}).to_string();
+    let running = worker
+        .chat(&with(streamed(stalled), json!({"n": 4})))
+        .send()
+        .await
+        .unwrap();
+    super::worker::eventually("the slot is taken", async || {
+        (worker.in_flight().await == 1).then_some(())
+    })
+    .await;
+    drop(running);
+    super::worker::eventually("the slot is free", async || {
+        (worker.in_flight().await == 0).then_some(())
+    })
+    .await;
 }

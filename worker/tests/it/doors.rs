@@ -25,6 +25,8 @@ async fn strangers_get_nowhere_but_to_the_challenge() {
             (Method::GET, "/healthz"),
             (Method::GET, "/v1/models"),
             (Method::POST, "/v1/chat/completions"),
+            (Method::POST, "/v1/completions"),
+            (Method::POST, "/v1/embeddings"),
             (Method::DELETE, "/v1/chat/completions"),
             (Method::GET, "/nowhere"),
         ] {
@@ -95,7 +97,12 @@ async fn every_refusal_wears_the_envelope() {
         (
             400,
             "unsupported_parameter",
-            worker.chat(&with(hi.clone(), json!({"n": 2}))).build(),
+            worker
+                .chat(&with(
+                    hi.clone(),
+                    json!({"tools": [{"type": "custom", "custom": {"name": "x"}}]}),
+                ))
+                .build(),
         ),
         (
             404,
@@ -149,5 +156,27 @@ async fn the_one_model_is_listed() {
     assert_eq!(
         (list["data"][0]["id"].as_str(), list["data"][0]["object"].as_str()),
         (Some("m"), Some("model"))
+    );
+}
+
+#[tokio::test]
+async fn an_image_is_refused_by_model_and_field() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let image = json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]);
+    let answer = worker
+        .ask(&with(
+            streamed("x"),
+            json!({"messages": [{"role": "user", "content": image}]}),
+        ))
+        .await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code()),
+        (400, "unsupported_parameter".to_owned())
+    );
+    let error = answer.json()["error"].clone();
+    assert_eq!(error["param"], "messages[0].content[0].type");
+    assert!(
+        error["message"].as_str().unwrap().contains("`m` reads text only"),
+        "{error}"
     );
 }

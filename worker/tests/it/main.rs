@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod answers;
+mod completions;
 mod doors;
+mod embeddings;
 mod faults;
 mod gateway;
 mod joining;
@@ -11,5 +13,10 @@ mod leaving;
 #[cfg(feature = "engine")]
 mod model;
 #[cfg(feature = "engine")]
+mod real_embeddings;
+#[cfg(feature = "engine")]
 mod real_model;
+#[cfg(feature = "engine")]
+mod real_tools;
+mod tools;
 mod worker;

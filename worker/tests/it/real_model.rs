@@ -28,15 +28,21 @@ fn args(folder: &TempDir, path: &std::path::Path) -> Vec<String> {
     .to_vec()
 }
 
-async fn real(more: &[&str]) -> Worker {
+/// A worker with the model the tests run on.
+pub async fn real(more: &[&str]) -> Worker {
+    start(&model::path(), more).await
+}
+
+/// A worker with the model at `path`.
+pub async fn start(path: &std::path::Path, more: &[&str]) -> Worker {
     let folder = tempfile::tempdir().unwrap();
-    let args = args(&folder, &model::path());
+    let args = args(&folder, path);
     let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
     Worker::alone_with(folder, &args).await.ready().await
 }
 
 /// Greedy and short.
-fn ask(content: &str) -> Value {
+pub fn ask(content: &str) -> Value {
     with(streamed(content), json!({"temperature": 0, "max_tokens": 24}))
 }
 
@@ -252,4 +258,36 @@ async fn a_damaged_model_says_so_and_ends() {
         );
         assert!(words.contains(why) && words.contains(path.to_str().unwrap()), "{words}");
     }
+}
+
+#[tokio::test]
+async fn a_template_that_never_ends_ends_the_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("runaway.gguf");
+    let mut file = std::fs::read(model::path()).unwrap();
+    let template = b"{% for message in messages %}";
+    let at = file
+        .windows(template.len())
+        .position(|window| window == template)
+        .unwrap();
+    let end = at
+        + file[at..at + 400]
+            .windows(11)
+            .rposition(|window| window == b"{% endif %}")
+            .unwrap()
+        + 11;
+    let loops = b"{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}";
+    file[at..end].fill(b' ');
+    file[at..at + loops.len()].copy_from_slice(loops);
+    std::fs::write(&path, file).unwrap();
+
+    let mut worker = start(&path, &[]).await;
+    let answer = worker.ask(&ask("Hi")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code()),
+        (500, "engine_failed".to_owned())
+    );
+    assert!(answer.body().contains("did not come to an end"), "{}", answer.body());
+    assert_eq!(worker.end().await, Some(1));
+    assert!(worker.last_words().await.contains("start the worker anew"));
 }

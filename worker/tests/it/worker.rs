@@ -188,8 +188,13 @@ impl Worker {
 
     /// A chat request as the gateway sends it.
     pub fn chat(&self, body: &Value) -> RequestBuilder {
+        self.dispatch("/v1/chat/completions", body)
+    }
+
+    /// Any request as the gateway sends it.
+    pub fn dispatch(&self, path: &str, body: &Value) -> RequestBuilder {
         let request = client()
-            .post(format!("{}/v1/chat/completions", self.url))
+            .post(format!("{}{path}", self.url))
             .bearer_auth(&self.token)
             .json(body);
         match self.epoch {
@@ -201,6 +206,44 @@ impl Worker {
     /// Sends a chat request and reads the answer to its end.
     pub async fn ask(&self, body: &Value) -> Answer {
         Answer::of(self.chat(body).send().await.unwrap()).await
+    }
+
+    /// Sends any request and reads the answer to its end.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        Answer::of(self.dispatch(path, body).send().await.unwrap()).await
+    }
+
+    /// Asks twice, streamed and in one piece, and makes sure that both say the same: text, calls, finish and usage.
+    pub async fn ask_both(&self, body: &Value) -> (Answer, Value) {
+        let streamed = self.ask(body).await;
+        let whole = self
+            .ask(&with(body.clone(), json!({"stream": false, "stream_options": null})))
+            .await
+            .json();
+        for (i, choice) in whole["choices"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{whole}"))
+            .iter()
+            .enumerate()
+        {
+            let said = streamed.choice(i);
+            assert_eq!(choice["message"]["content"].as_str().unwrap_or_default(), said.text);
+            assert_eq!(choice["finish_reason"], said.finish);
+            let calls: Vec<(String, String)> = choice["message"]["tool_calls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|call| {
+                    let part = |key: &str| call["function"][key].as_str().unwrap().to_owned();
+                    (part("name"), part("arguments"))
+                })
+                .collect();
+            let said: Vec<_> = said.calls.into_iter().map(|call| (call.name, call.arguments)).collect();
+            assert_eq!(calls, said);
+        }
+        assert_eq!(whole["usage"], streamed.chunks().pop().unwrap()["usage"]);
+        assert_eq!(whole["system_fingerprint"], streamed.chunks()[0]["system_fingerprint"]);
+        (streamed, whole)
     }
 
     /// Requests its engine works on.
@@ -227,6 +270,22 @@ pub fn with(mut body: Value, more: Value) -> Value {
     };
     body_fields.extend(more);
     body
+}
+
+/// A choice of a stream, put together.
+#[derive(Debug, Default)]
+pub struct Said {
+    pub text: String,
+    pub calls: Vec<Called>,
+    pub finish: String,
+}
+
+/// A call of a stream, put together.
+#[derive(Debug, Default)]
+pub struct Called {
+    pub id: String,
+    pub name: String,
+    pub arguments: String,
 }
 
 /// An answer, read to its end.
@@ -286,6 +345,42 @@ impl Answer {
             .iter()
             .map(|event| serde_json::from_str(event).unwrap())
             .collect()
+    }
+
+    /// A choice of a whole stream; its calls must come by OpenAI's rules.
+    pub fn choice(&self, index: usize) -> Said {
+        let mut said = Said::default();
+        for chunk in self.chunks() {
+            let choices = chunk["choices"].as_array().unwrap().clone();
+            let Some(choice) = choices.iter().find(|choice| choice["index"] == index) else {
+                continue;
+            };
+            assert_eq!(said.finish, "", "nothing follows the finish: {}", self.body());
+            let delta = &choice["delta"];
+            said.text.push_str(delta["content"].as_str().unwrap_or_default());
+            for call in delta["tool_calls"].as_array().into_iter().flatten() {
+                let place = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                if call.get("id").is_some() {
+                    assert_eq!((place, &call["type"]), (said.calls.len(), &json!("function")));
+                    assert_eq!(call["function"]["arguments"], "");
+                    let (id, name) = (text(&call["id"]), text(&call["function"]["name"]));
+                    said.calls.push(Called {
+                        id,
+                        name,
+                        ..Called::default()
+                    });
+                } else {
+                    let keys: Vec<&String> = call["function"].as_object().unwrap().keys().collect();
+                    assert_eq!((place + 1, keys.len()), (said.calls.len(), 1), "{call}");
+                    said.calls[place]
+                        .arguments
+                        .push_str(&text(&call["function"]["arguments"]));
+                }
+            }
+            said.finish = choice["finish_reason"].as_str().unwrap_or_default().to_owned();
+        }
+        said
     }
 
     /// The text of a whole stream.

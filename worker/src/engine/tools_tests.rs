@@ -1,0 +1,283 @@
+//! What the grammars take and refuse, byte by byte, and how a model is told.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use llguidance::{ParserFactory, toktrie::ApproximateTokEnv};
+
+use super::*;
+use crate::engine::{EngineError, Request, grammar::Grounds};
+
+/// A vocabulary of single bytes.
+fn grounds(dialect: Dialect) -> Grounds {
+    let bytes = ApproximateTokEnv::single_byte_env();
+    Grounds {
+        factory: Arc::new(ParserFactory::new_simple(&bytes).unwrap()),
+        ends: Arc::new([bytes.tok_trie().eos_token()]),
+        dialect,
+    }
+}
+
+fn tool(name: &str, parameters: Value) -> Tool {
+    Tool {
+        name: name.to_owned(),
+        description: Some("Does it".to_owned()),
+        parameters,
+        strict: false,
+    }
+}
+
+fn weather() -> Tool {
+    let unit = json!({"anyOf": [{"$ref": "#/$defs/Unit"}, {"type": "null"}]});
+    let parameters = json!({"$defs": {"Unit": {"type": "string", "enum": ["C", "F"]}}, "type": "object",
+        "properties": {"city": {"type": "string"}, "unit": unit}, "required": ["city", "unit"]});
+    tool("weather", parameters)
+}
+
+fn tools(must: bool, parallel: bool) -> Tools {
+    let list = vec![
+        (0, weather()),
+        (1, tool("now", json!({"type": "object", "properties": {}}))),
+    ];
+    Tools { list, must, parallel }
+}
+
+fn ask(tools: Option<Tools>, schema: Option<Value>) -> Request {
+    Request {
+        tools,
+        schema: schema.map(|value| Schema { value, strict: true }),
+        ..Request::default()
+    }
+}
+
+/// Whether a text is a whole answer by the grammar of the request.
+fn fits(dialect: Dialect, request: &Request, text: &str) -> bool {
+    let mut guide = grounds(dialect).guide(request).unwrap().unwrap();
+    let taken = text
+        .bytes()
+        .all(|byte| guide.allows(byte.into()).unwrap() && guide.take(byte.into()).is_ok());
+    taken && guide.may_end()
+}
+
+const PARIS: &str = r#"{"name": "weather", "arguments": {"city": "Paris", "unit": null}}"#;
+const NOW: &str = r#"{"name": "now", "arguments": {}}"#;
+
+fn hermes(call: &str) -> String {
+    format!("<tool_call>\n{call}\n</tool_call>")
+}
+
+#[test]
+fn a_call_that_must_come_is_the_whole_answer() {
+    let must = ask(Some(tools(true, true)), None);
+    let takes = |text: &str| fits(Dialect::Hermes, &must, text);
+    assert!(takes(&hermes(PARIS)) && takes(&hermes(NOW)));
+    assert!(takes(&format!("{}\n{}", hermes(PARIS), hermes(NOW))));
+    assert!(!takes("It is warm.") && !takes(""));
+    assert!(
+        !takes(&hermes(r#"{"name": "rain", "arguments": {}}"#)),
+        "no such function"
+    );
+    assert!(
+        !takes(&hermes(r#"{"name": "weather", "arguments": {"city": "Paris"}}"#)),
+        "unit is required"
+    );
+    assert!(!takes(&hermes(
+        r#"{"name": "weather", "arguments": {"city": "Paris", "unit": "K"}}"#
+    )));
+    assert!(
+        !takes(&hermes(r#"{"name": "now", "arguments": {"x": 1}}"#)),
+        "it takes no arguments"
+    );
+}
+
+#[test]
+fn without_parallel_calls_there_is_one() {
+    let one = ask(Some(tools(true, false)), None);
+    assert!(fits(Dialect::Hermes, &one, &hermes(NOW)));
+    assert!(!fits(
+        Dialect::Hermes,
+        &one,
+        &format!("{}\n{}", hermes(NOW), hermes(NOW))
+    ));
+    let list = |calls: &str| format!("[TOOL_CALLS][{calls}]");
+    assert!(fits(Dialect::Mistral, &one, &list(NOW)));
+    assert!(!fits(Dialect::Mistral, &one, &list(&format!("{NOW}, {NOW}"))));
+}
+
+#[test]
+fn a_model_that_may_call_says_what_it_likes_but_a_call_it_began_is_held() {
+    let may = ask(Some(tools(false, true)), None);
+    for dialect in [Dialect::Hermes, Dialect::Mistral] {
+        for free in ["", "It is <b>warm</b>.\n\n<tool", "{\"a\": [1"] {
+            assert!(fits(dialect, &may, free), "{dialect:?}: {free}");
+        }
+    }
+    assert!(fits(Dialect::Hermes, &may, &format!("Let me see.\n{}", hermes(PARIS))));
+    assert!(!fits(Dialect::Hermes, &may, "Let me see <tool_call>nothing"));
+    assert!(fits(
+        Dialect::Mistral,
+        &may,
+        &format!("Look: [TOOL_CALLS] [{PARIS}, {NOW}]")
+    ));
+    assert!(!fits(Dialect::Mistral, &may, "[TOOL_CALLS] none"));
+    let llama = PARIS.replace("arguments", "parameters");
+    assert!(fits(Dialect::Llama, &may, &llama) && fits(Dialect::Llama, &may, "Warm {sunny}."));
+    assert!(!fits(Dialect::Llama, &may, "{\"answer\": 1}"));
+}
+
+#[test]
+fn an_answer_in_json_or_a_call_is_one_or_the_other() {
+    let either = ask(
+        Some(tools(false, true)),
+        Some(json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})),
+    );
+    assert!(fits(Dialect::Hermes, &either, r#"{"n": 1}"#) && fits(Dialect::Hermes, &either, &hermes(NOW)));
+    assert!(!fits(Dialect::Hermes, &either, "one"));
+}
+
+#[test]
+fn json_has_no_white_space_to_get_lost_in_and_no_uninvited_keys() {
+    let person = json!({"$defs": {"Pet": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}},
+        "type": "object", "properties": {"pets": {"type": "array", "items": {"$ref": "#/$defs/Pet"}},
+            "age": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": null}},
+        "required": ["pets", "age"], "title": "Person"});
+    let request = ask(None, Some(person));
+    let takes = |text: &str| fits(Dialect::Hermes, &request, text);
+    assert!(takes(r#"{"pets": [{"name": "a"}, {"name": ""}], "age": null}"#) && takes(r#"{"pets": [], "age": 7}"#));
+    assert!(!takes("{\n\"pets\": [], \"age\": 7}") && !takes(r#"{"pets": [], "age": 7, "x": 1}"#));
+    assert!(!takes(r#"{"pets": [{"name": "a", "x": 1}], "age": 7}"#) && !takes(r#"{"pets": []}"#));
+    let object = ask(None, Some(json!({"type": "object"})));
+    assert!(fits(Dialect::Hermes, &object, r#"{"any": [1, {"a": null}]}"#) && !fits(Dialect::Hermes, &object, "[1]"));
+    assert!(fits(Dialect::Hermes, &ask(None, Some(json!(true))), "[1]"), "any JSON");
+}
+
+#[test]
+fn a_schema_that_cannot_be_kept_is_refused_with_its_place() {
+    let refused = |request: &Request| match grounds(Dialect::Hermes).guide(request).err() {
+        Some(EngineError::Invalid { param, .. }) => param,
+        other => panic!("{other:?}"),
+    };
+    let bad = tool(
+        "bad",
+        json!({"type": "object", "properties": {"x": {"type": "nonsense"}}}),
+    );
+    let list = vec![(0, weather()), (4, bad)];
+    assert_eq!(
+        refused(&ask(
+            Some(Tools {
+                list,
+                ..Tools::default()
+            }),
+            None
+        )),
+        "tools[4].function.parameters"
+    );
+    assert_eq!(
+        refused(&ask(None, Some(json!({"$ref": "#/$defs/none"})))),
+        "response_format"
+    );
+    let unique = json!({"type": "object", "properties": {"x": {"type": "array", "uniqueItems": true}}});
+    assert_eq!(
+        refused(&ask(None, Some(unique.clone()))),
+        "response_format",
+        "strict keeps every keyword"
+    );
+    let lenient = Tools {
+        list: vec![(0, tool("f", unique))],
+        ..Tools::default()
+    };
+    assert!(
+        grounds(Dialect::Hermes).guide(&ask(Some(lenient), None)).is_ok(),
+        "what is not strict is kept as far as can be"
+    );
+}
+
+#[test]
+fn templates_that_teach_a_known_form_are_told_apart() {
+    let of = Dialect::of_template;
+    assert_eq!(of("{% for message in messages %}"), None);
+    assert_eq!(
+        of("{% if tools %}<tool_call>{\"name\": <n>, \"arguments\": <a>}</tool_call>"),
+        Some(Dialect::Hermes)
+    );
+    assert_eq!(of("{% if tools %}<tool_call><function=x>arguments"), None);
+    assert_eq!(
+        of("{% if tools %}[AVAILABLE_TOOLS]…[TOOL_CALLS]"),
+        Some(Dialect::Mistral)
+    );
+    assert_eq!(of("{% if tools %}[TOOL_CALLS]name[ARGS]"), None);
+    assert_eq!(
+        of("{% if tools %}<|start_header_id|>ipython … {\"name\": , \"parameters\": }"),
+        Some(Dialect::Llama)
+    );
+}
+
+fn message(role: Role, text: &str) -> Message {
+    Message {
+        role,
+        content: text.to_owned().into(),
+        ..Message::default()
+    }
+}
+
+#[test]
+fn a_model_whose_template_knows_no_tools_reads_of_them_in_words() {
+    let call = ToolCall {
+        id: "call_1".to_owned(),
+        name: "now".to_owned(),
+        arguments: "{\"zone\":\"UTC\"}".to_owned(),
+    };
+    let called = Message {
+        tool_calls: vec![call],
+        ..message(Role::Assistant, "")
+    };
+    let past = vec![
+        message(Role::User, "What time is it?"),
+        called,
+        message(Role::Tool, "12:00"),
+        message(Role::Tool, "noon"),
+    ];
+    let spelled = spell_out(past, Some(&tools(false, true)));
+    let told: Vec<(Role, String)> = spelled
+        .iter()
+        .map(|message| (message.role, message.content.text()))
+        .collect();
+    assert_eq!(told[0].0, Role::System);
+    assert!(
+        told[0]
+            .1
+            .contains("\"name\": \"weather\", \"description\": \"Does it\"")
+            && told[0].1.contains("<tool_call>")
+    );
+    assert_eq!(
+        told[1..],
+        [
+            (Role::User, "What time is it?".to_owned()),
+            (
+                Role::Assistant,
+                "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\": \"UTC\"}}\n</tool_call>".to_owned()
+            ),
+            (
+                Role::User,
+                "<tool_response>\n12:00\n</tool_response>\n<tool_response>\nnoon\n</tool_response>".to_owned()
+            ),
+        ]
+    );
+}
+
+#[test]
+fn the_briefing_joins_the_system_message_there_is() {
+    let spelled = spell_out(
+        vec![message(Role::Developer, "Be kind."), message(Role::User, "Hi")],
+        Some(&tools(true, true)),
+    );
+    assert_eq!(spelled.len(), 2);
+    let text = spelled[0].content.text();
+    assert!(
+        text.starts_with("Be kind.\n\nThese functions") && text.contains("nothing else"),
+        "{text}"
+    );
+    let plain = vec![message(Role::User, "Hi")];
+    assert_eq!(spell_out(plain.clone(), None), plain);
+}

@@ -1,0 +1,134 @@
+//! The older API: texts that go on.
+
+use serde_json::{Value, json};
+
+use super::worker::{Answer, Worker, with};
+
+#[allow(clippy::needless_pass_by_value)]
+fn ask(prompt: Value, more: Value) -> Value {
+    with(
+        json!({"model": "m", "prompt": prompt, "stream": true, "stream_options": {"include_usage": true}}),
+        more,
+    )
+}
+
+/// Text and finish reason of every choice of a stream.
+fn said(answer: &Answer, choices: usize) -> Vec<(String, String)> {
+    let mut said = vec![(String::new(), String::new()); choices];
+    for chunk in answer.chunks() {
+        assert_eq!(chunk["object"], "text_completion");
+        for choice in chunk["choices"].as_array().unwrap() {
+            let (text, finish) = &mut said[usize::try_from(choice["index"].as_u64().unwrap()).unwrap()];
+            assert_eq!(finish, "", "nothing follows the finish");
+            text.push_str(choice["text"].as_str().unwrap());
+            finish.push_str(choice["finish_reason"].as_str().unwrap_or_default());
+        }
+    }
+    said
+}
+
+/// The same of an answer in one piece, after a look at what else it must have.
+fn said_whole(whole: &Value) -> Vec<(String, String)> {
+    assert_eq!(whole["object"], "text_completion");
+    assert!(whole["id"].as_str().unwrap().starts_with("cmpl-"));
+    let choices = whole["choices"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let said = choices.iter().enumerate().map(|(i, choice)| {
+        assert_eq!(choice["index"], i);
+        (text(&choice["text"]), text(&choice["finish_reason"]))
+    });
+    said.collect()
+}
+
+async fn both(worker: &Worker, body: &Value) -> Vec<(String, String)> {
+    let whole = with(body.clone(), json!({"stream": false, "stream_options": null}));
+    let whole = worker.post("/v1/completions", &whole).await.json();
+    let streamed = worker.post("/v1/completions", body).await;
+    let said_whole = said_whole(&whole);
+    assert_eq!(said(&streamed, said_whole.len()), said_whole);
+    assert_eq!(streamed.chunks().pop().unwrap()["usage"], whole["usage"]);
+    said_whole
+}
+
+fn pairs(said: &[(&str, &str)]) -> Vec<(String, String)> {
+    said.iter()
+        .map(|(text, finish)| ((*text).to_owned(), (*finish).to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_text_goes_on_without_any_template() {
+    let worker = Worker::alone(json!({"tokens": [" upon", " a", " time"]}), &[])
+        .await
+        .ready()
+        .await;
+    assert_eq!(
+        both(&worker, &ask(json!("Once"), json!({}))).await,
+        pairs(&[(" upon a time", "stop")])
+    );
+    let echoed = both(&worker, &ask(json!("Once"), json!({"echo": true, "max_tokens": 2}))).await;
+    assert_eq!(echoed, pairs(&[("Once upon a", "length")]));
+    let only_echo = both(&worker, &ask(json!("Once"), json!({"echo": true, "max_tokens": 0}))).await;
+    assert_eq!(only_echo, pairs(&[("Once", "length")]));
+    assert_eq!(
+        both(&worker, &ask(json!("Once"), json!({"stop": "a"}))).await,
+        pairs(&[(" upon ", "stop")])
+    );
+}
+
+#[tokio::test]
+async fn prompts_in_a_list_each_get_their_choices_in_order() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let lists = ask(json!(["one", "two three"]), json!({"n": 2}));
+    let four = pairs(&[
+        ("one", "stop"),
+        ("one", "stop"),
+        ("two three", "stop"),
+        ("two three", "stop"),
+    ]);
+    assert_eq!(both(&worker, &lists).await, four);
+    let whole = worker
+        .post(
+            "/v1/completions",
+            &with(lists, json!({"stream": false, "stream_options": null})),
+        )
+        .await;
+    let usage = whole.json()["usage"].clone();
+    assert_eq!(
+        (usage["prompt_tokens"].as_u64(), usage["completion_tokens"].as_u64()),
+        (Some(3), Some(6))
+    );
+    let ids = both(&worker, &ask(json!([[7, 8], [9]]), json!({}))).await;
+    assert_eq!(ids, pairs(&[("7 8 ", "stop"), ("9 ", "stop")]));
+}
+
+#[tokio::test]
+async fn the_older_logprobs_come_in_their_own_form() {
+    let worker = Worker::alone(json!({"tokens": ["é ", "b"]}), &[]).await.ready().await;
+    let body = with(
+        ask(json!("x"), json!({"logprobs": 1})),
+        json!({"stream": false, "stream_options": null}),
+    );
+    let whole = worker.post("/v1/completions", &body).await.json();
+    assert_eq!(
+        whole["choices"][0]["logprobs"],
+        json!({"tokens": ["é ", "b"], "token_logprobs": [-0.5, -0.5], "text_offset": [0, 2],
+            "top_logprobs": [{"é ": -0.5}, {"b": -0.5}]})
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_done_is_said() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    for (more, param) in [
+        (json!({"suffix": "end"}), "suffix"),
+        (json!({"echo": true, "logprobs": 1}), "logprobs"),
+    ] {
+        let refused = worker.post("/v1/completions", &ask(json!("x"), more)).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.code()),
+            (400, "unsupported_parameter".to_owned())
+        );
+        assert_eq!(refused.json()["error"]["param"], param);
+    }
+}

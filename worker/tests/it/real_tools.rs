@@ -1,0 +1,170 @@
+//! Calls, schemas, choices and texts by the real engine: a model of 135 million weights does what the grammar makes it.
+
+use serde_json::{Value, json};
+
+use super::{
+    real_model::{ask, real},
+    tools::{check_weather, now, weather},
+    worker::with,
+};
+
+fn calling(content: &str, more: Value) -> Value {
+    with(
+        with(ask(content), json!({"tools": [weather(), now()], "max_tokens": 150})),
+        more,
+    )
+}
+
+#[tokio::test]
+async fn a_required_call_fits_its_schema_whatever_the_model_would_rather_say() {
+    let worker = real(&[]).await;
+    let must = json!({"tool_choice": "required", "parallel_tool_calls": false});
+    let (answer, _) = worker.ask_both(&calling("How is the weather in Paris?", must)).await;
+    let said = answer.choice(0);
+    assert_eq!(
+        (said.finish.as_str(), said.calls.len(), said.text.as_str()),
+        ("tool_calls", 1, "")
+    );
+    match said.calls[0].name.as_str() {
+        "get_weather" => check_weather(&said.calls[0].arguments),
+        other => assert_eq!((other, said.calls[0].arguments.as_str()), ("now", "{}")),
+    }
+
+    for seed in 1..4 {
+        let named = json!({"type": "function", "function": {"name": "get_weather"}});
+        let more = json!({"tool_choice": named, "temperature": 1.5, "seed": seed, "stream": false, "stream_options": null,
+            "parallel_tool_calls": false});
+        let whole = worker.ask(&calling("Tell me a joke about nothing.", more)).await.json();
+        let choice = &whole["choices"][0];
+        assert_eq!(
+            (&choice["finish_reason"], &choice["message"]["content"]),
+            (&json!("tool_calls"), &Value::Null),
+            "{whole}"
+        );
+        let call = &choice["message"]["tool_calls"][0]["function"];
+        assert_eq!(call["name"], "get_weather");
+        check_weather(call["arguments"].as_str().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_need_not_call_answers_in_words_and_reads_results() {
+    let worker = real(&[]).await;
+    let (answer, _) = worker
+        .ask_both(&calling("Hello, who are you?", json!({"max_tokens": 12})))
+        .await;
+    assert!(
+        answer.choice(0).calls.is_empty() && !answer.choice(0).text.is_empty(),
+        "{}",
+        answer.body()
+    );
+
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}});
+    let past = json!([
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "It is half past nine."},
+    ]);
+    let (answer, _) = worker
+        .ask_both(&calling("", json!({"messages": past, "max_tokens": 12})))
+        .await;
+    assert!(!answer.choice(0).text.is_empty(), "{}", answer.body());
+}
+
+#[tokio::test]
+async fn a_schema_with_references_and_alternatives_is_kept_to() {
+    let worker = real(&[]).await;
+    let schema = weather()["function"]["parameters"].clone();
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+    let (answer, _) = worker
+        .ask_both(&with(
+            ask("A city, please."),
+            json!({"response_format": format, "max_tokens": 60}),
+        ))
+        .await;
+    check_weather(&answer.text());
+    let endless = json!({"response_format": {"type": "json_object"}, "max_tokens": 8});
+    let (cut, _) = worker
+        .ask_both(&with(ask("Describe the whole world in JSON."), endless))
+        .await;
+    assert!(cut.text().starts_with('{'));
+    assert_eq!((cut.finish().as_str(), cut.usage()[1]), ("length", 8));
+}
+
+#[tokio::test]
+async fn several_choices_differ_and_repeat() {
+    let worker = real(&[]).await;
+    let three = with(
+        ask("Tell me a story."),
+        json!({"n": 3, "temperature": 1.5, "seed": 7, "max_tokens": 8}),
+    );
+    let (answer, whole) = worker.ask_both(&three).await;
+    let texts: Vec<String> = (0..3).map(|i| answer.choice(i).text).collect();
+    assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    let prompt = answer.usage()[0];
+    assert_eq!(whole["usage"]["completion_tokens"], 24);
+    let alone = worker.ask(&with(three, json!({"n": 1}))).await;
+    assert_eq!((alone.text(), alone.usage()[0]), (texts[0].clone(), prompt));
+}
+
+#[tokio::test]
+async fn a_text_goes_on_as_it_stands() {
+    let worker = real(&[]).await;
+    let body =
+        json!({"model": "m", "prompt": "The capital of France is", "max_tokens": 3, "temperature": 0, "logprobs": 1});
+    let answer = worker.post("/v1/completions", &body).await.json();
+    let choice = &answer["choices"][0];
+    assert!(choice["text"].as_str().unwrap().contains("Paris"), "{answer}");
+    assert_eq!(
+        (&answer["usage"]["prompt_tokens"], &choice["finish_reason"]),
+        (&json!(5), &json!("length")),
+        "no template"
+    );
+    let logprobs = &choice["logprobs"];
+    let tokens: String = logprobs["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| token.as_str().unwrap())
+        .collect();
+    assert_eq!(choice["text"], tokens);
+    assert_eq!(logprobs["text_offset"][0], 0);
+    let top = logprobs["top_logprobs"][0].as_object().unwrap();
+    assert_eq!(
+        top.values().next(),
+        Some(&logprobs["token_logprobs"][0]),
+        "greedy takes the likeliest"
+    );
+
+    let echoed = with(body.clone(), json!({"echo": true, "logprobs": null}));
+    let echoed = worker.post("/v1/completions", &echoed).await.json();
+    let whole_text = format!("The capital of France is{}", choice["text"].as_str().unwrap());
+    assert_eq!(echoed["choices"][0]["text"], whole_text);
+
+    // 504, 3575, 282, 4649, 314 are the five tokens of the prompt.
+    let ids = with(
+        body,
+        json!({"prompt": [[504, 3575, 282, 4649, 314], [504]], "echo": true, "logprobs": null}),
+    );
+    let ids = worker.post("/v1/completions", &ids).await.json();
+    assert_eq!(ids["choices"][0]["text"], whole_text);
+    assert!(ids["choices"][1]["text"].as_str().unwrap().starts_with("The"), "{ids}");
+    let strange = worker
+        .post("/v1/completions", &json!({"model": "m", "prompt": [999_999]}))
+        .await;
+    assert_eq!(
+        (strange.status.as_u16(), strange.json()["error"]["param"].as_str()),
+        (400, Some("prompt"))
+    );
+}
+
+#[tokio::test]
+async fn a_model_that_chats_makes_no_embeddings() {
+    let worker = real(&[]).await;
+    let refused = worker
+        .post("/v1/embeddings", &json!({"model": "m", "input": "x"}))
+        .await;
+    let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert_eq!(refused.status.as_u16(), 400);
+    assert!(message.contains("`m` answers in words"), "{message}");
+}

@@ -1,0 +1,201 @@
+//! Calls of tools and answers in JSON on the wire, played by the scripted engine.
+
+use serde_json::{Value, json};
+
+use super::worker::{Worker, streamed, with};
+
+/// A tool whose schema is what the helpers of client libraries make of a typed function.
+pub fn weather() -> Value {
+    json!({"type": "function", "function": {"name": "get_weather", "description": "The weather in a city", "strict": true,
+    "parameters": {
+        "$defs": {"Unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]},
+            "unit": {"anyOf": [{"$ref": "#/$defs/Unit"}, {"type": "null"}]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 7},
+        },
+        "required": ["city", "unit", "days"],
+        "additionalProperties": false,
+    }}})
+}
+
+/// A tool that takes nothing.
+pub fn now() -> Value {
+    json!({"type": "function", "function": {"name": "now"}})
+}
+
+/// Fails unless the arguments are what the schema of `weather` allows.
+pub fn check_weather(arguments: &str) {
+    let value: Value = serde_json::from_str(arguments).unwrap_or_else(|_| panic!("JSON, not {arguments}"));
+    assert_eq!(value.as_object().unwrap().len(), 3, "{value}");
+    assert!(
+        ["Paris", "Rome", "Oslo"].contains(&value["city"].as_str().unwrap()),
+        "{value}"
+    );
+    assert!(
+        [json!("celsius"), json!("fahrenheit"), Value::Null].contains(&value["unit"]),
+        "{value}"
+    );
+    assert!((1..=7).contains(&value["days"].as_i64().unwrap()), "{value}");
+}
+
+fn calling(content: &str, more: Value) -> Value {
+    with(with(streamed(content), json!({"tools": [now(), weather()]})), more)
+}
+
+#[tokio::test]
+async fn a_call_that_must_come_comes_with_arguments_that_fit() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let named = json!({"type": "function", "function": {"name": "get_weather"}});
+    let (answer, whole) = worker
+        .ask_both(&calling("Weather?", json!({"tool_choice": named})))
+        .await;
+    let said = answer.choice(0);
+    assert_eq!(
+        (said.finish.as_str(), said.calls.len(), said.text.as_str()),
+        ("tool_calls", 1, "")
+    );
+    assert_eq!(said.calls[0].name, "get_weather");
+    assert!(said.calls[0].id.starts_with("call_") && said.calls[0].id.len() > 20);
+    check_weather(&said.calls[0].arguments);
+
+    assert_eq!(
+        answer.chunks()[0]["choices"][0]["delta"],
+        json!({"role": "assistant", "content": null})
+    );
+    let message = &whole["choices"][0]["message"];
+    assert_eq!(message["content"], Value::Null);
+    assert_ne!(
+        message["tool_calls"][0]["id"],
+        said.calls[0].id.as_str(),
+        "ids are never used twice"
+    );
+    assert!(message["tool_calls"][0].get("index").is_none());
+
+    let (required, _) = worker
+        .ask_both(&calling("Weather?", json!({"tool_choice": "required"})))
+        .await;
+    assert_eq!(required.choice(0).finish, "tool_calls");
+    let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}});
+    let (required, _) = worker
+        .ask_both(&calling("Weather?", json!({"tool_choice": allowed})))
+        .await;
+    assert_eq!(required.choice(0).calls[0].name, "get_weather");
+}
+
+#[tokio::test]
+async fn a_model_that_may_call_can_speak_and_call() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let tokens = [
+        "Let me ",
+        "see.\n",
+        "<tool_",
+        "call>\n{\"name\": \"now\", \"argu",
+        "ments\": {\"zo",
+        "ne\": \"é\"}}\n</tool_call>",
+        "\n<tool_call>{\"name\": \"get_weather\", \"arguments\": {}}</tool_call>",
+    ];
+    let script = json!({ "tokens": tokens }).to_string();
+    let (answer, whole) = worker.ask_both(&calling(&script, json!({"logprobs": true}))).await;
+    let said = answer.choice(0);
+    assert_eq!(
+        (said.text.as_str(), said.finish.as_str()),
+        ("Let me see.", "tool_calls")
+    );
+    let calls: Vec<_> = said
+        .calls
+        .iter()
+        .map(|call| (call.name.as_str(), call.arguments.as_str()))
+        .collect();
+    assert_eq!(calls, [("now", "{\"zone\": \"é\"}"), ("get_weather", "{}")]);
+    assert_ne!(said.calls[0].id, said.calls[1].id);
+    assert_eq!(answer.usage()[1], 7);
+
+    let of_stream: Vec<Value> = answer
+        .chunks()
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array().cloned())
+        .flatten()
+        .collect();
+    assert_eq!(whole["choices"][0]["logprobs"]["content"], json!(of_stream));
+    assert_eq!(of_stream.len(), 7, "a token each, also those held back");
+
+    let (plain, _) = worker.ask_both(&calling(&script, json!({"tool_choice": "none"}))).await;
+    assert_eq!((plain.text(), plain.finish().as_str()), (tokens.concat(), "stop"));
+    let (plain, _) = worker.ask_both(&calling("no call", json!({}))).await;
+    assert_eq!((plain.text().as_str(), plain.finish().as_str()), ("no call", "stop"));
+}
+
+#[tokio::test]
+async fn a_call_cut_by_the_budget_ends_with_length() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let tokens = json!({"tokens": ["<tool_call>{\"name\": \"now\", \"arguments\": ", "{\"a\":", " 1}}</tool_call>"]})
+        .to_string();
+    let (answer, _) = worker.ask_both(&calling(&tokens, json!({"max_tokens": 2}))).await;
+    let said = answer.choice(0);
+    assert_eq!(
+        (said.finish.as_str(), said.calls[0].arguments.as_str()),
+        ("length", "{\"a\":")
+    );
+}
+
+#[tokio::test]
+async fn calls_and_results_of_the_past_are_part_of_the_prompt() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}});
+    let past = json!([
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": null, "tool_calls": [call], "refusal": null, "annotations": [], "audio": null, "function_call": null},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "half past nine"}]},
+        {"role": "user", "content": "thanks"},
+    ]);
+    let with_past = worker.ask(&calling("x", json!({ "messages": past }))).await;
+    assert_eq!(with_past.text(), "thanks");
+    let without = worker.ask(&calling("thanks", json!({}))).await;
+    assert!(with_past.usage()[0] > without.usage()[0] + 8, "{:?}", with_past.usage());
+}
+
+#[tokio::test]
+async fn a_schema_keeps_the_answer_and_a_bad_one_is_refused_before_any_token() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}}});
+    let (answer, _) = worker
+        .ask_both(&with(
+            streamed("JSON!"),
+            format(weather()["function"]["parameters"].clone()),
+        ))
+        .await;
+    check_weather(&answer.text());
+    let (object, _) = worker
+        .ask_both(&with(
+            streamed("JSON!"),
+            json!({"response_format": {"type": "json_object"}}),
+        ))
+        .await;
+    assert_eq!(object.text(), "{}");
+
+    let refused = worker
+        .ask(&with(
+            streamed("x"),
+            format(json!({"type": "object", "properties": {"a": {"type": "nonsense"}}})),
+        ))
+        .await;
+    let param = refused.json()["error"]["param"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (refused.status.as_u16(), param.starts_with("response_format")),
+        (400, true),
+        "{param}"
+    );
+    let bad = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}}}});
+    let refused = worker.ask(&with(streamed("x"), json!({"tools": [now(), bad]}))).await;
+    let param = refused.json()["error"]["param"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (
+            refused.status.as_u16(),
+            param.starts_with("tools[1].function.parameters")
+        ),
+        (400, true),
+        "{param}"
+    );
+}
