@@ -1,5 +1,5 @@
 //! Tending a hive that is up: what dies is started again, what was stopped stays stopped, what keeps dying while it
-//! loads is quarantined.
+//! loads is quarantined; and what somebody starts again by hand is tended again.
 
 use std::{
     convert::Infallible,
@@ -22,6 +22,8 @@ use crate::{
 
 /// Deaths in a row while loading after which a worker is quarantined: not started again before somebody has looked.
 const DEATHS_WHILE_LOADING: u32 = 5;
+/// How often a worker that was let go is looked for.
+const GLANCE: Duration = Duration::from_secs(1);
 /// How often logs are looked at for rotation.
 const ROTATION: Duration = Duration::from_secs(10);
 
@@ -79,6 +81,15 @@ async fn tend_worker(
     mut worker: Running,
     tell: &impl Fn(Event),
 ) -> Infallible {
+    loop {
+        until_let_go(config, plan, client, worker, tell).await;
+        worker = revived(config, &plan.worker).await;
+        tell(Event::Note(format!("worker {} was started by hand", plan.worker.id)));
+    }
+}
+
+/// Starts a worker again whenever it dies, until it is stopped or has died too often.
+async fn until_let_go(config: &Config, plan: &Plan, client: &Gateway, mut worker: Running, tell: &impl Fn(Event)) {
     let spec = &plan.worker;
     let is_wanted = || state::worker(config, &spec.id).is_some_and(|run| !run.stopping);
     let (mut backoff, mut began) = (Backoff::default(), Instant::now());
@@ -126,7 +137,23 @@ async fn tend_worker(
     if let Err(failure) = let_go(config, spec, is_wanted(), tell) {
         tell(Event::Note(failure.in_one_line()));
     }
-    std::future::pending().await
+}
+
+/// Waits until somebody has started the worker again as it was, and takes it over.
+async fn revived(config: &Config, spec: &WorkerSpec) -> Running {
+    loop {
+        let run = state::worker(config, &spec.id)
+            .filter(|run| run.spec == *spec && !run.stopping && process::is_alive(&run.process));
+        if let Some(run) = run {
+            let process = run.process;
+            let supervised = true;
+            // A record that cannot be written is tried again.
+            if state::write_worker(config, &WorkerRun { supervised, ..run }).is_ok() {
+                return Running::adopted(process, state::worker_log(config, &spec.id));
+            }
+        }
+        sleep(GLANCE).await;
+    }
 }
 
 /// Ends the tending of a worker: it was stopped, or it died too often.

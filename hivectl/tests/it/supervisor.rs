@@ -121,8 +121,15 @@ fn a_worker_that_keeps_dying_while_loading_is_quarantined_until_somebody_helps()
 
     house.file("script.json", "{}");
     house.run(&["worker", "restart", "scripted-0"]).expect(0);
-    house.ready("scripted-0", Some(pid));
+    let pid = house.ready("scripted-0", Some(pid));
     assert!(!house.run(&["status"]).expect(0).stdout.contains("quarantined"));
+    let log = house.home().join("logs/supervisor.log");
+    eventually("it is tended again", || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.contains("was started by hand").then_some(())
+    });
+    kill(pid, Signal::SIGKILL);
+    house.ready("scripted-0", Some(pid));
     house.run(&["down"]).expect(0);
     house.is_empty();
 }
