@@ -1,11 +1,13 @@
 //! The types that cross a process boundary between Hive's own programs, and nothing else:
 //! worker ↔ gateway, hivectl ↔ gateway, and the small files under `$HIVE_HOME/run`.
 //!
-//! It never does I/O, knows no clock and no async runtime. What is not serialised does not belong here.
+//! It never does I/O, knows no clock and no async runtime. What is not serialised does not belong here. [`openai`] is
+//! what clients send, as the gateway checks it and the worker takes it.
 
 mod control;
 mod keys;
 mod names;
+pub mod openai;
 mod run;
 mod worker;
 

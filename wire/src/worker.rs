@@ -6,9 +6,6 @@ use utoipa::ToSchema;
 
 use crate::{ModelName, WorkerId};
 
-#[path = "openai/mod.rs"]
-pub mod openai;
-
 /// Request header from gateway to worker: the epoch of the registration the gateway means.
 pub const EPOCH_HEADER: &str = "x-hive-epoch";
 /// Request header from gateway to worker: the id of the request, from which the worker makes `chatcmpl-<id>`.
