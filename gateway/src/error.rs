@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wire::{ErrorBody, ErrorEnvelope};
+use wire::{ErrorBody, ErrorEnvelope, openai::Faults};
 
 use crate::{
     api::admission,
@@ -21,6 +21,8 @@ use crate::{
 /// Everything a caller can be told instead of an answer.
 #[derive(Debug)]
 pub enum ApiError {
+    /// The request is at fault, in one or more of its fields.
+    Faulty(Faults),
     /// The request itself is at fault.
     Invalid {
         /// What is wrong and what would be right.
@@ -48,6 +50,8 @@ pub enum ApiError {
     TooLarge(usize),
     /// The head has too many headers or bytes.
     HeadTooLarge,
+    /// An answer in one piece would be larger than allowed, in bytes.
+    AnswerTooLarge(usize),
     /// An OpenAI-compatible server could not be attached; the text says why.
     NotAttachable(String),
     /// The body did not come in time.
@@ -111,7 +115,11 @@ impl ApiError {
             Self::NoSlot(NoSlot::UnknownModel, _) => StatusCode::NOT_FOUND,
             Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
             // Of a worker's refusals, 415 and 422 are what some say where OpenAI says 400.
-            Self::Invalid { .. } | Self::WrongHost { .. } | Self::Upstream(..) => StatusCode::BAD_REQUEST,
+            Self::Faulty(_)
+            | Self::Invalid { .. }
+            | Self::WrongHost { .. }
+            | Self::AnswerTooLarge(_)
+            | Self::Upstream(..) => StatusCode::BAD_REQUEST,
             Self::WorkerFailed(_) | Self::WorkerLost | Self::NotAttachable(_) => StatusCode::BAD_GATEWAY,
             Self::WorkerStalled(_) | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -138,7 +146,10 @@ impl ApiError {
     /// The stable code of `design.md`.
     pub fn code(&self) -> &str {
         match self {
-            Self::Invalid { .. } | Self::WrongHost { .. } | Self::BodyTimeout(_) => "invalid_request",
+            Self::Faulty(faults) => faults.code(),
+            Self::Invalid { .. } | Self::WrongHost { .. } | Self::BodyTimeout(_) | Self::AnswerTooLarge(_) => {
+                "invalid_request"
+            }
             Self::Unauthenticated(_) => "invalid_api_key",
             Self::Forbidden(_) => "insufficient_scope",
             Self::ModelNotAllowed(_) => "model_not_allowed",
@@ -171,6 +182,7 @@ impl ApiError {
     /// What the caller reads: what is wrong, and what to do.
     pub fn message(&self) -> String {
         match self {
+            Self::Faulty(faults) => faults.to_string(),
             Self::Invalid { message, .. } => message.clone(),
             Self::Unauthenticated(why) => (*why).to_owned(),
             Self::Forbidden(scope) => format!("This key lacks the scope `{}`. Use a key that has it.", scope.as_str()),
@@ -188,6 +200,10 @@ impl ApiError {
             }
             Self::TooLarge(limit) => format!("The body is larger than {limit} bytes. Send a smaller one."),
             Self::HeadTooLarge => "The request has more than 64 headers or 32 KiB of them. Send fewer.".into(),
+            Self::AnswerTooLarge(limit) => format!(
+                "The answer has grown beyond {limit} bytes. Ask for a stream, or for less: `n`, `max_completion_tokens` and \
+                 `top_logprobs` make it large."
+            ),
             Self::NotAttachable(why) => why.clone(),
             Self::BodyTimeout(limit) => format!("The body did not arrive within {} s. Send it again.", limit.as_secs()),
             Self::WrongHost { setting } => {
@@ -234,6 +250,7 @@ impl ApiError {
     /// The envelope of OpenAI's document.
     pub fn envelope(&self) -> ErrorEnvelope {
         let param = match self {
+            Self::Faulty(faults) => faults.param().map(ToOwned::to_owned),
             Self::Invalid { param, .. } => param.clone(),
             Self::ModelNotFound(_) | Self::ModelNotAllowed(_) | Self::NoSlot(NoSlot::UnknownModel, _) => {
                 Some("model".to_owned())

@@ -9,7 +9,9 @@ use axum::{
     routing::get,
 };
 use tower_http::{
+    CompressionLevel,
     catch_panic::CatchPanicLayer,
+    compression::CompressionLayer,
     cors::{AllowHeaders, Any, CorsLayer},
 };
 use utoipa::{
@@ -60,6 +62,8 @@ impl Modify for Key {
 fn data_routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(DataDoc::openapi())
         .routes(routes!(api::chat::create))
+        .routes(routes!(api::completions::create))
+        .routes(routes!(api::embeddings::create))
         .routes(routes!(api::models::list))
         .routes(routes!(api::health::live))
         .routes(routes!(api::health::ready))
@@ -123,7 +127,7 @@ pub fn data_plane(state: AppState) -> Router {
         )
         .max_age(std::time::Duration::from_secs(600));
     // Preflights carry no key, so they are answered before any lock; the doors below say who else needs none.
-    finish(router, with_model(doc), host, state, Some(cors))
+    finish(router, completed(doc), host, state, Some(cors))
 }
 
 /// The control plane: what workers and operators call.
@@ -136,17 +140,16 @@ pub fn control_plane(state: AppState) -> Router {
 
 /// The OpenAPI documents, as `openapi/gateway.json` and `openapi/control.json` hold them.
 pub fn documents() -> (utoipa::openapi::OpenApi, utoipa::openapi::OpenApi) {
-    (
-        with_model(data_routes().into_openapi()),
-        control_routes().into_openapi(),
-    )
+    (completed(data_routes().into_openapi()), control_routes().into_openapi())
 }
 
-fn with_model(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+/// The data plane's document with what its routes alone do not say.
+fn completed(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     #[derive(OpenApi)]
     #[openapi(paths(api::models::show))]
     struct One;
     doc.merge(One::openapi());
+    api::schema::tell_parameters(&mut doc);
     doc
 }
 
@@ -169,7 +172,10 @@ fn finish(
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(hosts, check_head));
     let router = match cors {
-        Some(cors) => router.layer(cors),
+        // Streams of events are never compressed: the layer itself leaves them alone.
+        Some(cors) => router
+            .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
+            .layer(cors),
         None => router,
     };
     router.layer(middleware::from_fn(telemetry::access_log))

@@ -1,12 +1,17 @@
 //! `GET /v1/models` and `/v1/models/{id}`, and the control plane's list; all from memory, at once.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     extract::{Path, State},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
-use wire::{ModelName, ModelView};
+use wire::{
+    Capabilities, EngineName, ModelFacts, ModelName, ModelView,
+    openai::parameters::{self, Kind, Support},
+};
 
 use crate::{
     auth::caller::{Operator, Reader},
@@ -48,10 +53,53 @@ pub struct Hive {
     quantization: Option<String>,
     /// The model's architecture.
     architecture: Option<String>,
+    /// The engine behind it; null: an attached server.
+    engine: Option<EngineName>,
+    /// What it can do; null: not known.
+    capabilities: Option<Capabilities>,
     /// Workers that serve it and are ready.
     workers_ready: u32,
     /// Workers that serve it and are loading.
     workers_loading: u32,
+    /// What becomes of each parameter, by route; only where one model is looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Parameters>,
+}
+
+/// What becomes of each parameter of a request, by the request's kind.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Parameters {
+    /// Of `/v1/chat/completions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat: Option<BTreeMap<&'static str, Support>>,
+    /// Of `/v1/completions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completions: Option<BTreeMap<&'static str, Support>>,
+    /// Of `/v1/embeddings`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    embeddings: Option<BTreeMap<&'static str, Support>>,
+}
+
+impl Parameters {
+    /// Those of the routes that serve this model.
+    fn of(facts: &ModelFacts) -> Self {
+        let all = Capabilities {
+            chat: true,
+            completions: true,
+            embeddings: true,
+            ..Capabilities::default()
+        };
+        let can = facts.capabilities.unwrap_or(all);
+        let of = |able: bool, kind| {
+            let rows = parameters::table(kind).map(|row| (row.name, row.on(facts.engine)));
+            able.then(|| rows.collect())
+        };
+        Self {
+            chat: of(can.chat, Kind::Chat),
+            completions: of(can.completions, Kind::Completions),
+            embeddings: of(can.embeddings, Kind::Embeddings),
+        }
+    }
 }
 
 impl From<ModelView> for Model {
@@ -65,8 +113,11 @@ impl From<ModelView> for Model {
                 context_length: view.facts.context_length,
                 quantization: view.facts.quantization,
                 architecture: view.facts.architecture,
+                engine: view.facts.engine,
+                capabilities: view.facts.capabilities,
                 workers_ready: view.workers_ready,
                 workers_loading: view.workers_loading,
+                parameters: None,
             },
         }
     }
@@ -99,13 +150,18 @@ pub async fn list(State(state): State<AppState>, Reader(reader): Reader) -> Json
         (status = 503, description = "No worker serves it now", body = wire::ErrorEnvelope),
     ))]
 pub async fn show(State(state): State<AppState>, _: Reader, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
-    let unknown = || ApiError::ModelNotFound(super::chat::printable(&id));
+    let unknown = || ApiError::ModelNotFound(super::inference::printable(&id));
     let name: ModelName = id.parse().map_err(|_| unknown())?;
     let view = state.dispatcher.model(&name).ok_or_else(unknown)?;
     match (view.workers_ready, view.workers_loading) {
         (0, 0) => Err(ApiError::NoSlot(NoSlot::NoWorker, id)),
         (0, _) => Err(ApiError::NoSlot(NoSlot::Loading, id)),
-        _ => Ok(Json(view.into())),
+        _ => {
+            let parameters = Parameters::of(&view.facts);
+            let mut model = Model::from(view);
+            model.hive.parameters = Some(parameters);
+            Ok(Json(model))
+        }
     }
 }
 

@@ -4,53 +4,55 @@
 
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use wire::RequestState;
+use wire::{RequestState, openai::parameters::Kind};
 
-use super::{Opened, answer::Event, at, settle};
+use super::{
+    Opened,
+    answer::{Answer, Event},
+    settle,
+    watch::{Wake, Watch},
+};
 use crate::{error::ApiError, registry::members::Outcome, state::AppState};
 
+/// The most text and log-probabilities of one answer, in bytes; more would fill the memory for one client's sake.
+const LARGEST: usize = 64 * 1024 * 1024;
+
 /// Reads the answer to its end.
-pub async fn collect(state: &AppState, mut opened: Opened, deadline: Option<Instant>) -> Result<Value, ApiError> {
-    let stall = state.config.relay.inter_token_timeout;
+pub async fn collect(
+    state: &AppState,
+    mut opened: Opened<Answer>,
+    kind: Kind,
+    deadline: Option<Instant>,
+) -> Result<Value, ApiError> {
+    let mut watch = Watch::new(state, deadline);
     let mut whole = Whole::default();
-    let result = loop {
-        let cancel = opened.entry.cancel.clone();
-        let filled = tokio::select! {
-            biased;
-            filled = opened.answer.fill() => filled,
-            () = cancel.cancelled() => break Err(ApiError::Cancelled),
-            () = state.lifecycle.cut.cancelled() => break Err(ApiError::ShuttingDown),
-            () = at(deadline) => break Err(ApiError::DeadlineExceeded),
-            () = tokio::time::sleep(stall) => {
-                opened.lease.report(Outcome::Failed, Some("it went silent in the middle of an answer".into()));
-                break Err(ApiError::WorkerFailed(format!("silent for {} s", stall.as_secs())));
+    let error = loop {
+        match watch.next(&mut opened, None).await {
+            Wake::Events => {
+                let end = take_all(&mut opened, &mut whole);
+                // Also when the client leaves now, what was generated is in the books.
+                opened.count();
+                match end {
+                    None => {}
+                    Some(Ok(())) => {
+                        opened.entry.end(RequestState::Completed, None);
+                        return Ok(whole.into_answer(kind));
+                    }
+                    Some(Err(error)) => break error,
+                }
             }
-        };
-        if let Err(loss) = filled {
-            opened.lease.report(Outcome::Broken, Some(loss.0.clone()));
-            break Err(ApiError::WorkerFailed(loss.0));
-        }
-        let end = take_all(&mut opened, &mut whole);
-        // Also when the client leaves now, what was generated is in the books.
-        opened.count();
-        if let Some(end) = end {
-            break end;
+            Wake::Quiet => {}
+            Wake::Lost(cause) => break ApiError::WorkerFailed(cause),
+            Wake::Stalled(stall) => break ApiError::WorkerFailed(format!("silent for {} s", stall.as_secs())),
+            Wake::Stop(error) => break error,
         }
     };
-    match result {
-        Ok(()) => {
-            opened.entry.end(RequestState::Completed, None);
-            Ok(whole.into_completion())
-        }
-        Err(error) => {
-            settle(&mut opened.entry, &error);
-            Err(error)
-        }
-    }
+    settle(&mut opened.entry, &error);
+    Err(error)
 }
 
-fn take_all(opened: &mut Opened, whole: &mut Whole) -> Option<Result<(), ApiError>> {
-    while let Some(event) = opened.answer.take() {
+fn take_all(opened: &mut Opened<Answer>, whole: &mut Whole) -> Option<Result<(), ApiError>> {
+    while let Some(event) = opened.reply.take() {
         match event {
             Event::Chunk { data, token, .. } => {
                 if token {
@@ -58,6 +60,10 @@ fn take_all(opened: &mut Opened, whole: &mut Whole) -> Option<Result<(), ApiErro
                 }
                 if let Ok(Value::Object(chunk)) = serde_json::from_slice(&data) {
                     whole.add(chunk);
+                }
+                if whole.size > LARGEST {
+                    opened.lease.report(Outcome::Fine, None);
+                    return Some(Err(ApiError::AnswerTooLarge(LARGEST)));
                 }
             }
             Event::Done => {
@@ -79,6 +85,8 @@ struct Whole {
     /// Top-level fields of the first chunk, then the usage.
     head: Map<String, Value>,
     choices: Vec<Choice>,
+    /// Bytes of text and of log-probabilities.
+    size: usize,
 }
 
 #[derive(Debug)]
@@ -96,12 +104,13 @@ impl Whole {
         for (key, value) in chunk {
             if key == "usage" && !value.is_null() {
                 self.head.insert(key, value);
-            } else if key != "usage" {
+            } else if key != "usage" && !value.is_null() {
                 self.head.entry(key).or_insert(value);
             }
         }
         let Some(Value::Array(choices)) = choices else { return };
         for choice in choices {
+            self.size += size_of(&choice);
             let Value::Object(choice) = choice else { continue };
             let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
             let place = self.choices.iter().position(|c| c.index == index).unwrap_or_else(|| {
@@ -112,14 +121,26 @@ impl Whole {
         }
     }
 
-    fn into_completion(mut self) -> Value {
+    fn into_answer(mut self, kind: Kind) -> Value {
+        let (object, form): (_, fn(Choice) -> Value) = match kind {
+            Kind::Completions => ("text_completion", Choice::into_text),
+            _ => ("chat.completion", Choice::into_message),
+        };
         self.choices.sort_by_key(|choice| choice.index);
-        self.head.insert("object".into(), "chat.completion".into());
-        self.head.insert(
-            "choices".into(),
-            self.choices.into_iter().map(Choice::into_json).collect(),
-        );
+        self.head.insert("object".into(), object.into());
+        let choices = self.choices.into_iter().map(form).collect();
+        self.head.insert("choices".into(), choices);
         Value::Object(self.head)
+    }
+}
+
+/// Roughly the memory that a value takes.
+fn size_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(|value| size_of(value) + 8).sum(),
+        Value::Object(fields) => fields.values().map(|value| size_of(value) + 8).sum(),
+        _ => 8,
     }
 }
 
@@ -143,6 +164,9 @@ impl Choice {
             for (key, value) in logprobs {
                 append(held.entry(key).or_insert(Value::Null), value);
             }
+        }
+        if let Some(text) = choice.remove("text") {
+            append(self.message.entry("content").or_insert(Value::Null), text);
         }
         let Some(Value::Object(mut delta)) = choice.remove("delta") else {
             return;
@@ -179,8 +203,9 @@ impl Choice {
         }
     }
 
-    fn into_json(mut self) -> Value {
+    fn into_message(mut self) -> Value {
         let called = !self.tool_calls.is_empty();
+        self.message.retain(|_, value| !value.is_null());
         self.message.entry("role").or_insert_with(|| "assistant".into());
         self.message.entry("refusal").or_insert(Value::Null);
         let content = self.message.entry("content").or_insert(Value::Null);
@@ -193,6 +218,15 @@ impl Choice {
         json!({
             "index": self.index,
             "message": self.message,
+            "logprobs": self.logprobs,
+            "finish_reason": self.finish_reason,
+        })
+    }
+
+    fn into_text(mut self) -> Value {
+        json!({
+            "index": self.index,
+            "text": self.message.remove("content").unwrap_or_else(|| "".into()),
             "logprobs": self.logprobs,
             "finish_reason": self.finish_reason,
         })
@@ -218,7 +252,7 @@ mod tests {
         for chunk in chunks {
             whole.add(chunk.as_object().unwrap().clone());
         }
-        whole.into_completion()
+        whole.into_answer(Kind::Chat)
     }
 
     #[test]
@@ -254,6 +288,36 @@ mod tests {
             message["tool_calls"],
             json!([{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},
                    {"id":"c2","type":"function","function":{"name":"g","arguments":"{}"}}])
+        );
+    }
+
+    #[test]
+    fn completions_are_texts_with_the_older_log_probabilities() {
+        let mut whole = Whole::default();
+        let part = |text: &str, at: u64| {
+            json!({"id":"cmpl-1","object":"text_completion","choices":[{"index":0,"text":text,"finish_reason":null,
+                "logprobs":{"tokens":[text],"token_logprobs":[-0.5],"top_logprobs":[{text:-0.5}],"text_offset":[at]}}]})
+        };
+        let end = json!({"choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]});
+        for chunk in [part("a", 0), part("b", 1), end] {
+            whole.add(chunk.as_object().unwrap().clone());
+        }
+        assert_eq!(
+            whole.into_answer(Kind::Completions),
+            json!({"id":"cmpl-1","object":"text_completion","choices":[{"index":0,"text":"ab","finish_reason":"length",
+                "logprobs":{"tokens":["a","b"],"token_logprobs":[-0.5,-0.5],"top_logprobs":[{"a":-0.5},{"b":-0.5}],"text_offset":[0,1]}}]})
+        );
+    }
+
+    #[test]
+    fn what_must_not_be_null_is_left_out() {
+        let answer = whole(&[
+            json!({"id":"1","system_fingerprint":null,"service_tier":null,"choices":[{"index":0,"delta":{"role":"assistant","content":"","tool_calls":null,"audio":null}}],"usage":null}),
+            json!({"choices":[{"index":0,"delta":{"content":"a","refusal":null},"finish_reason":"stop"}]}),
+        ]);
+        assert_eq!(
+            answer,
+            json!({"id":"1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"a","refusal":null},"logprobs":null,"finish_reason":"stop"}]})
         );
     }
 

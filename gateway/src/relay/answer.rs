@@ -5,14 +5,23 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use serde::Deserialize as _;
 use serde_json::Value;
+use wire::WorkerKind;
 
 use super::{
-    chunk::{Chunk, Progress},
+    Call, Reply,
+    chunk::{Chunk, Progress, Usage},
+    embedded::read_all,
+    mend::Mender,
+    refusal::mend_json,
     sse::Decoder,
-    upstream::{Failure, mend_error},
+    upstream::{Failure, content_type},
 };
-use crate::error::chain;
+use crate::{error::chain, registry::members::Target};
+
+/// The largest answer in one piece that is taken from a server that was asked for a stream, in bytes.
+const LARGEST_PIECE: usize = 16 * 1024 * 1024;
 
 /// One event that may go to the client.
 #[derive(Debug)]
@@ -39,8 +48,11 @@ pub struct Loss(pub String);
 /// A worker's answer under way.
 #[derive(Debug)]
 pub struct Answer {
-    response: reqwest::Response,
+    /// None once nothing more is to come.
+    response: Option<reqwest::Response>,
     decoder: Decoder,
+    /// What makes chunks of an attached server ours; our own workers' pass as they are.
+    mender: Option<Mender>,
     ready: VecDeque<Event>,
     /// How far it has come.
     pub progress: Progress,
@@ -49,17 +61,29 @@ pub struct Answer {
     broken: Option<Loss>,
 }
 
-impl Answer {
+impl Reply for Answer {
     /// The answer, once its first event is there.
-    pub async fn first(response: reqwest::Response) -> Result<Self, Failure> {
+    async fn read(response: reqwest::Response, call: &Call, target: &Target, id: &str) -> Result<Self, Failure> {
+        let attached = target.kind == WorkerKind::Attached;
         let mut answer = Self {
-            response,
+            response: None,
             decoder: Decoder::default(),
+            mender: attached.then(|| Mender::new(call.kind, &call.model, id)),
             ready: VecDeque::new(),
-            progress: Progress::default(),
+            // How many choices a server makes that does not know `n` is its own affair.
+            progress: Progress::of(if attached { 0 } else { call.choices }),
             ended: false,
             broken: None,
         };
+        let kind = content_type(&response);
+        if kind.starts_with("text/event-stream") {
+            answer.response = Some(response);
+        } else if attached && kind.starts_with("application/json") {
+            let piece = read_all(response, LARGEST_PIECE).await?;
+            answer.take_in_one_piece(&piece).map_err(|loss| Failure::Bad(loss.0))?;
+        } else {
+            return Err(Failure::Bad(format!("it answered {kind} instead of an event stream")));
+        }
         answer.fill().await.map_err(|loss| Failure::Lost(loss.0))?;
         if let Some(loss) = answer.broken {
             // The client has nothing yet, so another worker may still do better.
@@ -74,14 +98,19 @@ impl Answer {
             None => Err(Failure::Lost("it ended its answer before the first event".into())),
         }
     }
+}
 
+impl Answer {
     /// Waits until an event is ready or the answer has ended; nothing is lost if the wait is given up.
     pub async fn fill(&mut self) -> Result<(), Loss> {
         while self.ready.is_empty() && !self.ended {
             if let Some(loss) = self.broken.take() {
                 return Err(loss);
             }
-            match self.response.chunk().await {
+            let Some(response) = &mut self.response else {
+                return self.at_end_of_body();
+            };
+            match response.chunk().await {
                 Ok(Some(bytes)) => {
                     self.decoder.feed(&bytes);
                     self.broken = self.decode().err();
@@ -103,43 +132,102 @@ impl Answer {
             let Some(data) = self.decoder.next_event().map_err(|error| Loss(error.to_string()))? else {
                 break;
             };
-            let event = self.read(data)?;
-            self.ended = matches!(event, Event::Done | Event::Error(_));
-            self.ready.push_back(event);
+            self.read(data)?;
         }
         Ok(())
     }
 
-    fn read(&mut self, data: Bytes) -> Result<Event, Loss> {
+    /// An event's data, as whatever it means for the client.
+    fn read(&mut self, data: Bytes) -> Result<(), Loss> {
         if data.trim_ascii() == b"[DONE]" {
             return if self.progress.is_finished() {
-                Ok(Event::Done)
+                self.end()
             } else {
                 Err(Loss("it said [DONE] without a finish_reason".into()))
             };
         }
-        let (token, usage) = {
-            let chunk: Chunk<'_> = serde_json::from_slice(&data)
-                .map_err(|error| Loss(format!("it sent an event that is no chunk: {error}")))?;
-            if let Some(error) = chunk.error {
-                let whole = Value::Object([("error".to_owned(), error)].into_iter().collect());
-                let error = mend_error(&whole, "upstream_error");
-                let mut error = error.ok_or_else(|| Loss("it sent an error without a message".into()))?;
-                error.code.get_or_insert_with(|| "worker_failed".into());
-                return Ok(Event::Error(error));
+        let no_chunk = |error: serde_json::Error| Loss(format!("it sent an event that is no chunk: {error}"));
+        if let Some(mender) = &mut self.mender {
+            let mut value: Value = serde_json::from_slice(&data).map_err(no_chunk)?;
+            if let Some(error) = value.get_mut("error").map(Value::take).filter(|error| !error.is_null()) {
+                return self.fail(error);
             }
-            if chunk.choices.is_none() && chunk.usage.is_none() {
-                return Err(Loss("it sent an event that is no chunk".into()));
+            // Half a usage is none for the client, but what it tells goes into the books.
+            if let Ok(usage) = Usage::deserialize(&value["usage"]) {
+                self.progress.usage = Some(usage);
             }
-            (self.progress.note(&chunk), chunk.is_usage_chunk())
-        };
+            return match mender.mend(value).map_err(Loss)? {
+                Some(mended) => self.pass_value(&mended),
+                None => Ok(()),
+            };
+        }
+        let chunk: Chunk<'_> = serde_json::from_slice(&data).map_err(no_chunk)?;
+        if let Some(error) = chunk.error {
+            return self.fail(error);
+        }
+        if chunk.choices.is_none() && chunk.usage.is_none() {
+            return Err(Loss("it sent an event that is no chunk".into()));
+        }
+        let (token, usage) = (self.progress.note(&chunk), chunk.is_usage_chunk());
         // One line of data goes out as one line: a chunk that came in several is JSON, where a newline is a blank.
         let data = if data.contains(&b'\n') {
             data.iter().map(|b| if *b == b'\n' { b' ' } else { *b }).collect()
         } else {
             data
         };
-        Ok(Event::Chunk { data, token, usage })
+        self.push(Event::Chunk { data, token, usage });
+        Ok(())
+    }
+
+    /// An answer in one piece, as the events it would have been.
+    fn take_in_one_piece(&mut self, piece: &[u8]) -> Result<(), Loss> {
+        let no_json = |error: serde_json::Error| Loss(format!("it answered what is no JSON: {error}"));
+        let piece: Value = serde_json::from_slice(piece).map_err(no_json)?;
+        if piece.get("choices").is_none() {
+            let said = mend_json(&piece, "upstream_error").map_or_else(String::new, |error| error.message);
+            return Err(Loss(format!("it answered 200 without choices: {said}")));
+        }
+        let chunks = self
+            .mender
+            .as_mut()
+            .map(|mender| mender.split(piece))
+            .unwrap_or_default();
+        for chunk in chunks {
+            self.pass_value(&chunk.map_err(Loss)?)?;
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: Value) -> Result<(), Loss> {
+        let whole = Value::Object([("error".to_owned(), error)].into_iter().collect());
+        let error = mend_json(&whole, "upstream_error");
+        let mut error = error.ok_or_else(|| Loss("it sent an error without a message".into()))?;
+        error.code.get_or_insert_with(|| "worker_failed".into());
+        self.push(Event::Error(error));
+        Ok(())
+    }
+
+    fn pass_value(&mut self, chunk: &Value) -> Result<(), Loss> {
+        let text = serde_json::to_vec(chunk).map_err(|error| Loss(error.to_string()))?;
+        let chunk: Chunk<'_> = serde_json::from_slice(&text).map_err(|error| Loss(error.to_string()))?;
+        let (token, usage) = (self.progress.note(&chunk), chunk.is_usage_chunk());
+        let data = text.into();
+        self.push(Event::Chunk { data, token, usage });
+        Ok(())
+    }
+
+    /// The proper end; what was held back for it comes first.
+    fn end(&mut self) -> Result<(), Loss> {
+        if let Some(usage) = self.mender.as_mut().and_then(Mender::last) {
+            self.pass_value(&usage)?;
+        }
+        self.push(Event::Done);
+        Ok(())
+    }
+
+    fn push(&mut self, event: Event) {
+        self.ended = matches!(event, Event::Done | Event::Error(_));
+        self.ready.push_back(event);
     }
 
     fn at_end_of_body(&mut self) -> Result<(), Loss> {
@@ -150,8 +238,6 @@ impl Answer {
             return Err(Loss("it ended without a finish_reason".into()));
         }
         // Some servers forget [DONE]; the finish_reason has said it.
-        self.ended = true;
-        self.ready.push_back(Event::Done);
-        Ok(())
+        self.end()
     }
 }

@@ -32,6 +32,9 @@ pub struct Choice<'a> {
     finish_reason: Option<Cow<'a, str>>,
     #[serde(default)]
     delta: Option<Delta>,
+    /// What a completion has instead of a delta.
+    #[serde(default)]
+    text: Filled,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -60,15 +63,25 @@ pub struct Usage {
 /// How far an answer has come.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Chunks that carried a token; the count of tokens until the worker's own usage comes.
+    /// Deltas that carried a token; the count of tokens until the worker's own usage comes.
     pub tokens: i64,
     /// The worker's own count.
     pub usage: Option<Usage>,
+    /// How many choices there must be, if that is known.
+    expected: usize,
     open: Vec<u32>,
     finished: Vec<u32>,
 }
 
 impl Progress {
+    /// Of an answer that must have so many choices.
+    pub fn of(expected: usize) -> Self {
+        Self {
+            expected,
+            ..Self::default()
+        }
+    }
+
     /// Takes note of a chunk; true if it carried a token.
     pub fn note(&mut self, chunk: &Chunk<'_>) -> bool {
         let mut token = false;
@@ -79,16 +92,18 @@ impl Progress {
             if choice.finish_reason.is_some() && !self.finished.contains(&choice.index) {
                 self.finished.push(choice.index);
             }
-            token |= choice.delta.as_ref().is_some_and(Delta::carries_a_token);
+            let carries = choice.text.0 || choice.delta.as_ref().is_some_and(Delta::carries_a_token);
+            self.tokens += i64::from(carries);
+            token |= carries;
         }
-        self.tokens += i64::from(token);
         self.usage = chunk.usage.or(self.usage);
         token
     }
 
-    /// Whether every choice that was begun has its finish reason.
+    /// Whether every choice has its finish reason.
     pub fn is_finished(&self) -> bool {
-        !self.open.is_empty() && self.open.len() == self.finished.len()
+        let choices = self.open.len().max(self.expected);
+        choices > 0 && self.finished.len() == choices
     }
 }
 
@@ -185,6 +200,18 @@ mod tests {
         );
         assert!(progress.is_finished());
         assert_eq!(progress.tokens, 1);
+        assert!(!Progress::of(1).is_finished());
+    }
+
+    #[test]
+    fn an_answer_without_one_of_its_choices_is_not_finished() {
+        let mut progress = Progress::of(2);
+        let finish = |index| format!(r#"{{"choices":[{{"index":{index},"text":"a","finish_reason":"stop"}}]}}"#);
+        assert!(note(&mut progress, &finish(0)));
+        assert!(!progress.is_finished());
+        note(&mut progress, &finish(1));
+        assert!(progress.is_finished());
+        assert_eq!(progress.tokens, 2);
     }
 
     #[test]

@@ -6,9 +6,13 @@
 mod aggregate;
 mod answer;
 mod chunk;
+mod embedded;
+mod mend;
 mod pump;
+mod refusal;
 pub mod sse;
 pub mod upstream;
+mod watch;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -19,13 +23,13 @@ use axum::{
 };
 use bytes::Bytes;
 use tokio::time::Instant;
-use wire::{ModelName, RequestState, WorkerId};
+use wire::{ModelName, RequestState, WorkerId, openai::parameters::Kind};
 
-use self::{answer::Answer, upstream::Failure};
+use self::{embedded::Embedded, upstream::Failure};
 use crate::{
     books::Entry,
     error::ApiError,
-    registry::members::Outcome,
+    registry::members::{Outcome, Target},
     scheduler::{Ask, Lease, NoSlot},
     state::AppState,
     telemetry::AccessLog,
@@ -41,31 +45,57 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// One request as the relay sees it.
 #[derive(Debug)]
 pub struct Call {
+    /// What is asked for; the worker serves it under the same path as we do.
+    pub kind: Kind,
     /// The model.
     pub model: ModelName,
     /// The public id of the caller's key.
     pub key_id: String,
     /// The client's name for the request, for the logs of both sides.
     pub correlation_id: String,
-    /// The body for the worker: always a stream, always with usage.
+    /// The body for the worker: always a stream with usage, except for embeddings.
     pub body: Bytes,
+    /// Whether the client wants a stream.
+    pub stream: bool,
     /// Whether the client wants the usage chunk.
     pub include_usage: bool,
+    /// How many choices the answer has.
+    pub choices: usize,
     /// When the client no longer wants an answer.
     pub deadline: Option<Instant>,
     /// The access-log line to add to.
     pub log: AccessLog,
 }
 
-/// A worker has sent its first event.
-struct Opened {
-    answer: Answer,
+/// What a worker answers, as far as it must have come before the worker is believed.
+trait Reply: Sized + Send {
+    /// Reads a response of status 200.
+    fn read(
+        response: reqwest::Response,
+        call: &Call,
+        target: &Target,
+        id: &str,
+    ) -> impl Future<Output = Result<Self, Failure>> + Send;
+}
+
+/// A worker has answered, or begun to.
+struct Opened<R> {
+    reply: R,
     lease: Lease,
     entry: Entry,
 }
 
+/// Answers a request in the form the client wants.
+pub async fn answer(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    match call.kind {
+        Kind::Embeddings => embed(state, call, entry).await,
+        _ if call.stream => stream(state, call, entry).await,
+        _ => whole(state, call, entry).await,
+    }
+}
+
 /// Answers with a stream; the headers wait for the first event or `relay.hold_headers`.
-pub async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
     let hold = state.config.relay.hold_headers;
     let include_usage = call.include_usage;
     let deadline = call.deadline;
@@ -93,13 +123,29 @@ pub async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Respons
 }
 
 /// Answers with one JSON object, put together from the worker's stream.
-pub async fn whole(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
-    let deadline = call.deadline;
+async fn whole(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    let (kind, deadline) = (call.kind, call.deadline);
     let opened = open(state.clone(), call, entry).await?;
     let worker = opened.lease.target().id.clone();
-    let json = aggregate::collect(&state, opened, deadline).await?;
+    let json = aggregate::collect(&state, opened, kind, deadline).await?;
     let mut response = axum::Json(json).into_response();
     name_worker(&mut response, Some(&worker));
+    Ok(response)
+}
+
+/// Answers with the worker's one JSON object.
+async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    let Opened {
+        reply,
+        lease,
+        mut entry,
+        ..
+    } = open::<Embedded>(state, call, entry).await?;
+    lease.report(Outcome::Fine, None);
+    entry.tokens(reply.prompt_tokens, Some(0));
+    entry.end(RequestState::Completed, None);
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], reply.json).into_response();
+    name_worker(&mut response, Some(&lease.target().id));
     Ok(response)
 }
 
@@ -110,7 +156,7 @@ fn name_worker(response: &mut Response, worker: Option<&WorkerId>) {
 }
 
 /// Waits for a slot and a worker's first event; whatever goes wrong is in the books when it returns.
-async fn open(state: AppState, call: Call, mut entry: Entry) -> Result<Opened, ApiError> {
+async fn open<R: Reply>(state: AppState, call: Call, mut entry: Entry) -> Result<Opened<R>, ApiError> {
     let cancel = entry.cancel.clone();
     let cut = state.lifecycle.cut.clone();
     let deadline = call.deadline;
@@ -121,7 +167,7 @@ async fn open(state: AppState, call: Call, mut entry: Entry) -> Result<Opened, A
         () = at(deadline) => Err(ApiError::DeadlineExceeded),
     };
     match result {
-        Ok((answer, lease)) => Ok(Opened { answer, lease, entry }),
+        Ok((reply, lease)) => Ok(Opened { reply, lease, entry }),
         Err(error) => {
             settle(&mut entry, &error);
             Err(error)
@@ -146,7 +192,7 @@ async fn at(deadline: Option<Instant>) {
     }
 }
 
-async fn attempts(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(Answer, Lease), ApiError> {
+async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(R, Lease), ApiError> {
     let mut tried: Vec<WorkerId> = Vec::new();
     let mut last: Option<Failure> = None;
     let busy_until = Instant::now() + state.config.scheduler.queue_timeout;
@@ -166,7 +212,7 @@ async fn attempts(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(A
         entry.worker(&worker);
         call.log.worker(worker.as_str());
         let failure = match attempt(state, call, entry, &lease).await {
-            Ok(answer) => return Ok((answer, lease)),
+            Ok(reply) => return Ok((reply, lease)),
             Err(failure) => failure,
         };
         match &failure {
@@ -206,7 +252,7 @@ async fn attempts(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(A
     }
 }
 
-async fn attempt(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<Answer, Failure> {
+async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<R, Failure> {
     let limit = state.config.relay.first_token_timeout;
     let opening = async {
         let response = state.upstream.send(lease.target(), call, entry.id()).await?;
@@ -215,7 +261,7 @@ async fn attempt(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease
             .get(wire::PROMPT_TOKENS_HEADER)
             .and_then(|v| v.to_str().ok()?.parse().ok());
         entry.tokens(prompt, None);
-        Answer::first(response).await
+        R::read(response, call, lease.target(), entry.id()).await
     };
     match tokio::time::timeout(limit, opening).await {
         Ok(result) => result,

@@ -11,46 +11,35 @@ use wire::RequestState;
 
 use super::{
     Opened,
-    answer::{Event, Loss},
-    at, settle,
+    answer::{Answer, Event},
+    settle,
+    watch::{Wake, Watch},
 };
 use crate::{error::ApiError, registry::members::Outcome, state::AppState};
 
 /// A comment that every parser skips, also those that choke on a blank line after one.
 const COMMENT: &[u8] = b": ping\n";
 
-type Opening = Pin<Box<dyn Future<Output = Result<Opened, ApiError>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Opened<Answer>, ApiError>> + Send>>;
 
 /// A client's stream.
 pub struct Pump {
-    state: AppState,
     stage: Stage,
+    watch: Watch,
     include_usage: bool,
-    deadline: Option<Instant>,
     keepalive: Duration,
-    stall: Duration,
-    /// When the worker last sent an event.
-    last_event: Instant,
 }
 
 enum Stage {
     /// No worker has sent an event yet, but the headers are out.
     Opening(Opening),
-    Running(Box<Opened>),
+    Running(Box<Opened<Answer>>),
     Ended,
-}
-
-/// What ended a wait for the worker.
-enum Wake {
-    Events,
-    Lost(Loss),
-    Silence,
-    Stop(ApiError),
 }
 
 impl Pump {
     /// A stream whose first event is there.
-    pub fn running(state: &AppState, opened: Opened, include_usage: bool, deadline: Option<Instant>) -> Self {
+    pub fn running(state: &AppState, opened: Opened<Answer>, include_usage: bool, deadline: Option<Instant>) -> Self {
         Self::new(state, Stage::Running(Box::new(opened)), include_usage, deadline)
     }
 
@@ -59,16 +48,12 @@ impl Pump {
         Self::new(state, Stage::Opening(opening), include_usage, deadline)
     }
 
-    fn new(hive: &AppState, stage: Stage, include_usage: bool, deadline: Option<Instant>) -> Self {
-        let relay = &hive.config.relay;
+    fn new(state: &AppState, stage: Stage, include_usage: bool, deadline: Option<Instant>) -> Self {
         Self {
             stage,
+            watch: Watch::new(state, deadline),
             include_usage,
-            deadline,
-            keepalive: relay.keepalive,
-            stall: relay.inter_token_timeout,
-            last_event: Instant::now(),
-            state: hive.clone(),
+            keepalive: state.config.relay.keepalive,
         }
     }
 
@@ -86,7 +71,7 @@ impl Pump {
             Stage::Opening(mut opening) => match tokio::time::timeout(self.keepalive, &mut opening).await {
                 Ok(Ok(opened)) => {
                     self.stage = Stage::Running(Box::new(opened));
-                    self.last_event = Instant::now();
+                    self.watch.begin();
                     Box::pin(self.frame()).await
                 }
                 Ok(Err(error)) => Some(error.event().into()),
@@ -108,61 +93,31 @@ impl Pump {
         }
     }
 
-    async fn relay(&mut self, opened: &mut Opened) -> Relayed {
+    async fn relay(&mut self, opened: &mut Opened<Answer>) -> Relayed {
         loop {
-            match self.wait(opened).await {
+            let error = match self.watch.next(opened, Some(self.keepalive)).await {
                 Wake::Events => {
-                    self.last_event = Instant::now();
                     let relayed = self.write(opened);
-                    if !relayed.is_empty() {
-                        return relayed;
+                    if relayed.is_empty() {
+                        continue;
                     }
+                    return relayed;
                 }
-                Wake::Silence => return Relayed::More(Bytes::from_static(COMMENT)),
-                Wake::Lost(loss) => {
-                    opened.lease.report(Outcome::Broken, Some(loss.0.clone()));
-                    tracing::warn!(
-                        worker = opened.lease.target().id.as_str(),
-                        request = opened.entry.id(),
-                        cause = loss.0,
-                        "a worker was lost in the middle of an answer"
-                    );
-                    return Self::fail(opened, &ApiError::WorkerLost);
-                }
-                Wake::Stop(error) => {
-                    if matches!(error, ApiError::WorkerStalled(_)) {
-                        opened.lease.report(
-                            Outcome::Failed,
-                            Some("it went silent in the middle of an answer".into()),
-                        );
-                    }
-                    return Self::fail(opened, &error);
-                }
-            }
-        }
-    }
-
-    async fn wait(&mut self, opened: &mut Opened) -> Wake {
-        let stalled_at = self.last_event + self.stall;
-        let ping_at = Instant::now() + self.keepalive;
-        tokio::select! {
-            biased;
-            filled = opened.answer.fill() => match filled {
-                Ok(()) => Wake::Events,
-                Err(loss) => Wake::Lost(loss),
-            },
-            () = opened.entry.cancel.cancelled() => Wake::Stop(ApiError::Cancelled),
-            () = self.state.lifecycle.cut.cancelled() => Wake::Stop(ApiError::ShuttingDown),
-            () = at(self.deadline) => Wake::Stop(ApiError::DeadlineExceeded),
-            () = tokio::time::sleep_until(stalled_at) => Wake::Stop(ApiError::WorkerStalled(self.stall)),
-            () = tokio::time::sleep_until(ping_at) => Wake::Silence,
+                Wake::Quiet => return Relayed::More(Bytes::from_static(COMMENT)),
+                Wake::Lost(_) => ApiError::WorkerLost,
+                Wake::Stalled(stall) => ApiError::WorkerStalled(stall),
+                Wake::Stop(error) => error,
+            };
+            opened.count();
+            settle(&mut opened.entry, &error);
+            return Relayed::Last(error.event().into());
         }
     }
 
     /// Writes every event that is there, in one frame.
-    fn write(&self, opened: &mut Opened) -> Relayed {
+    fn write(&self, opened: &mut Opened<Answer>) -> Relayed {
         let mut frame = BytesMut::new();
-        while let Some(event) = opened.answer.take() {
+        while let Some(event) = opened.reply.take() {
             match event {
                 Event::Chunk { data, token, usage } => {
                     if token {
@@ -196,18 +151,12 @@ impl Pump {
         opened.count();
         Relayed::More(frame.freeze())
     }
-
-    fn fail(opened: &mut Opened, error: &ApiError) -> Relayed {
-        opened.count();
-        settle(&mut opened.entry, error);
-        Relayed::Last(error.event().into())
-    }
 }
 
-impl Opened {
+impl Opened<Answer> {
     /// Brings the books' token counts up to date: the worker's own count, else the tokens that passed.
     pub fn count(&mut self) {
-        let progress = &self.answer.progress;
+        let progress = &self.reply.progress;
         let usage = progress.usage.unwrap_or_default();
         self.entry
             .tokens(usage.prompt_tokens, usage.completion_tokens.or(Some(progress.tokens)));

@@ -137,6 +137,75 @@ mod tests {
         assert_eq!(events(&single), whole);
     }
 
+    /// Numbers that look random and are the same in every run.
+    fn numbers() -> impl FnMut(usize) -> usize {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        move |below| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).unwrap() % below
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_whatever_it_says_and_however_it_is_split() {
+        let mut random = numbers();
+        let words = [
+            "data: ",
+            "[DONE]",
+            "\u{1f44b}\u{1f3fd}",
+            "\\n",
+            "\\ud83d",
+            ":",
+            " ",
+            "é",
+            "{}",
+            "id: 7",
+            "\u{2028}",
+            "\u{feff}",
+            "",
+        ];
+        let noise = ["", ": ping\n", ":\n\n", "event: x\n", "retry: 5\n\n", "\n", "id\n"];
+        let ends = ["\n", "\r\n", "\r"];
+        for _ in 0..500 {
+            let (mut stream, mut said) = (String::new(), Vec::new());
+            for _ in 0..random(6) {
+                let text: String = (0..random(5)).map(|_| words[random(words.len())]).collect();
+                let end = ends[random(ends.len())];
+                stream += &noise[random(noise.len())].replace('\n', end);
+                stream += &["data: ", &text, end, end].concat();
+                said.push(text);
+            }
+            // A bare \r at the very end may be half of a \r\n.
+            stream += ":\n";
+            let bytes = stream.as_bytes();
+            let mut cuts: Vec<usize> = (0..random(8)).map(|_| random(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let parts: Vec<&[u8]> = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
+            assert_eq!(events(&parts), said, "{stream:?} cut at {cuts:?}");
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(events(&single), said, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_and_none_are_kept_for_ever() {
+        let mut random = numbers();
+        for _ in 0..200 {
+            let mut decoder = Decoder::default();
+            for _ in 0..random(20) {
+                let bytes: Vec<u8> = (0..random(40)).map(|_| b"data: \r\n\xff{}\"x"[random(13)]).collect();
+                decoder.feed(&bytes);
+                while let Ok(Some(data)) = decoder.next_event() {
+                    assert!(std::str::from_utf8(&data).is_ok());
+                }
+            }
+            assert!(decoder.buffer.len() <= LARGEST_EVENT);
+        }
+    }
+
     #[test]
     fn fields_that_only_begin_like_data_are_not_data() {
         assert_eq!(events(&[b"database: x\n\ndata\n\n"]), [""]);

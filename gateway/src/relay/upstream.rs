@@ -12,9 +12,9 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use tokio::time::Instant;
-use wire::{ErrorBody, ErrorEnvelope, WorkerKind};
+use wire::{ErrorBody, WorkerKind, openai::parameters::Kind};
 
-use super::Call;
+use super::{Call, refusal};
 use crate::{
     config,
     error::{ApiError, chain},
@@ -24,8 +24,6 @@ use crate::{
     },
 };
 
-/// The largest error body that is read from a worker, in bytes.
-const LARGEST_ERROR: usize = 64 * 1024;
 /// Retries are counted over this long.
 const RETRY_WINDOW: Duration = Duration::from_secs(10);
 
@@ -96,13 +94,13 @@ impl Upstream {
         Ok(Self { client, retries })
     }
 
-    /// Sends the call; a response head that announces an event stream is the only success.
+    /// Sends the call; a response of status 200 is the only success.
     pub async fn send(&self, target: &Target, call: &Call, id: &str) -> Result<reqwest::Response, Failure> {
         let mut request = self
             .client
-            .post(format!("{}/v1/chat/completions", target.url))
+            .post(format!("{}{}", target.url, path(call.kind)))
             .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, "text/event-stream")
+            .header(ACCEPT, accept(call.kind))
             .header(ACCEPT_ENCODING, "identity")
             .header("x-request-id", &call.correlation_id)
             .body(call.body.clone());
@@ -121,27 +119,19 @@ impl Upstream {
                 Failure::Lost(chain(&error))
             }
         })?;
-        let status = response.status();
-        if status.as_u16() == 200 {
-            let kind = response
-                .headers()
-                .get(CONTENT_TYPE)
-                .map(|v| v.as_bytes().to_ascii_lowercase())
-                .unwrap_or_default();
-            if let Some(coding) = response.headers().get(CONTENT_ENCODING).filter(|c| *c != "identity") {
-                return Err(Failure::Bad(format!(
-                    "it answered in {coding:?}, which nobody asked for"
-                )));
-            }
-            if kind.starts_with(b"text/event-stream") {
-                return Ok(response);
-            }
-            return Err(Failure::Bad(format!(
-                "it answered {} instead of an event stream",
-                String::from_utf8_lossy(&kind)
-            )));
+        if response.status().as_u16() != 200 {
+            return Err(refusal::read(response, target.kind, call.kind).await);
         }
-        Err(refusal(status, read_error(response).await, target.kind))
+        match response
+            .headers()
+            .get(CONTENT_ENCODING)
+            .filter(|coding| *coding != "identity")
+        {
+            Some(coding) => Err(Failure::Bad(format!(
+                "it answered in {coding:?}, which nobody asked for"
+            ))),
+            None => Ok(response),
+        }
     }
 
     /// The retries of the last ten seconds, with this one.
@@ -165,88 +155,27 @@ impl Upstream {
     }
 }
 
-fn refusal(status: StatusCode, error: Option<ErrorBody>, kind: WorkerKind) -> Failure {
-    let code = error.as_ref().and_then(|e| e.code.as_deref()).unwrap_or_default();
-    match status.as_u16() {
-        503 if code == "busy" => Failure::Busy,
-        429 if kind == WorkerKind::Attached => Failure::Bad("it answered 429: it has no room for us".into()),
-        409 if kind == WorkerKind::Own => Failure::Lost(format!("it answered 409 {code}")),
-        400 | 413 | 415 | 422 => {
-            let body = error.unwrap_or_else(|| ErrorBody {
-                message: format!("The server behind this model refused the request with status {status}."),
-                r#type: "invalid_request_error".into(),
-                param: None,
-                code: None,
-            });
-            Failure::Client(status, body)
-        }
-        _ => Failure::Bad(format!("it answered {status} {code}")),
+/// The path of a kind of request, on our workers as on every other server.
+fn path(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Chat => "/v1/chat/completions",
+        Kind::Completions => "/v1/completions",
+        Kind::Embeddings => "/v1/embeddings",
     }
 }
 
-/// The error in a worker's answer, if it can be read; shapes that stray from OpenAI's are mended.
-async fn read_error(mut response: reqwest::Response) -> Option<ErrorBody> {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        if body.len() + chunk.len() > LARGEST_ERROR {
-            return None;
-        }
-        body.extend_from_slice(&chunk);
+fn accept(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Chat | Kind::Completions => "text/event-stream",
+        Kind::Embeddings => "application/json",
     }
-    if let Ok(envelope) = serde_json::from_slice::<ErrorEnvelope>(&body) {
-        return Some(envelope.error);
-    }
-    let json: serde_json::Value = serde_json::from_slice(&body).ok()?;
-    mend_error(&json, "invalid_request_error")
 }
 
-/// An error object from a server that strays: a bare text, `detail`, a numeric code, no type.
-pub fn mend_error(json: &serde_json::Value, kind: &str) -> Option<ErrorBody> {
-    let error = json.get("error").unwrap_or(json);
-    let text = |key: &str| error.get(key).and_then(|v| v.as_str()).map(ToOwned::to_owned);
-    let message = error
-        .as_str()
-        .map(ToOwned::to_owned)
-        .or_else(|| text("message"))
-        .or_else(|| text("detail"))?;
-    Some(ErrorBody {
-        message,
-        r#type: text("type").unwrap_or_else(|| kind.to_owned()),
-        param: text("param"),
-        code: text("code"),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn foreign_error_shapes_become_ours() {
-        for (json, message) in [
-            (json!({"error": "no"}), "no"),
-            (json!({"detail": "no"}), "no"),
-            (json!({"message": "no", "code": 400}), "no"),
-            (json!({"error": {"message": "no", "code": 400}}), "no"),
-        ] {
-            let error = mend_error(&json, "x").unwrap();
-            assert_eq!((error.message.as_str(), error.code), (message, None));
-        }
-        assert!(mend_error(&json!({"x": 1}), "x").is_none());
-    }
-
-    #[test]
-    fn only_a_clients_own_fault_reaches_the_client() {
-        let refused = |status: u16, kind| refusal(StatusCode::from_u16(status).unwrap(), None, kind);
-        assert!(matches!(refused(422, WorkerKind::Attached), Failure::Client(..)));
-        for status in [301, 401, 403, 404, 429, 500, 503] {
-            assert!(
-                matches!(refused(status, WorkerKind::Attached), Failure::Bad(_)),
-                "{status}"
-            );
-        }
-        assert!(matches!(refused(409, WorkerKind::Own), Failure::Lost(_)));
-    }
+/// What a response says it is, in lower case.
+pub fn content_type(response: &reqwest::Response) -> String {
+    let value = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .map(reqwest::header::HeaderValue::as_bytes);
+    String::from_utf8_lossy(value.unwrap_or_default()).to_ascii_lowercase()
 }

@@ -54,8 +54,8 @@ async fn a_client_that_leaves_a_whole_answer_does_so_too() {
     let asking = hive.chat("m").spawn();
     let call = worker.server.call(0).await;
     // More than all buffers in between hold, so the gateway has read the first tokens.
-    eventually("24 MB are on their way", async || {
-        (worker.server.babbled() >= 400).then_some(())
+    eventually("15 MB are on their way", async || {
+        (worker.server.babbled() >= 250).then_some(())
     })
     .await;
     asking.abort();

@@ -37,7 +37,7 @@ pub enum Sse {
     Comment(String),
 }
 
-/// A chat request to be sent.
+/// A request for an answer to be sent.
 #[derive(Clone)]
 pub struct Ask {
     http: reqwest::Client,
@@ -50,12 +50,27 @@ pub struct Ask {
 impl Hive {
     /// A chat request for this model with the admin key.
     pub fn chat(&self, model: &str) -> Ask {
+        let messages = json!([{"role": "user", "content": "Say hello."}]);
+        self.ask("/v1/chat/completions", json!({"model": model, "messages": messages}))
+    }
+
+    /// A request to continue "Once" with this model.
+    pub fn completion(&self, model: &str) -> Ask {
+        self.ask("/v1/completions", json!({"model": model, "prompt": "Once"}))
+    }
+
+    /// A request for the embedding of "Once" by this model.
+    pub fn embedding(&self, model: &str) -> Ask {
+        self.ask("/v1/embeddings", json!({"model": model, "input": "Once"}))
+    }
+
+    fn ask(&self, path: &str, body: Value) -> Ask {
         Ask {
             http: self.http.clone(),
-            url: format!("{}/v1/chat/completions", self.data),
+            url: format!("{}{path}", self.data),
             key: self.admin.clone(),
             headers: HeaderMap::new(),
-            body: json!({"model": model, "messages": [{"role": "user", "content": "Say hello."}]}),
+            body,
         }
     }
 
@@ -173,9 +188,14 @@ impl Reply {
     }
 
     /// The whole body, which must end as HTTP wants it.
-    pub async fn text(mut self) -> String {
+    pub async fn bytes(mut self) -> Vec<u8> {
         while self.more().await {}
-        String::from_utf8(self.buffer).expect("UTF-8")
+        self.buffer
+    }
+
+    /// The whole body as text.
+    pub async fn text(self) -> String {
+        String::from_utf8(self.bytes().await).expect("UTF-8")
     }
 
     /// The whole body of a success as JSON.

@@ -42,12 +42,12 @@ async fn a_url_that_is_not_there_is_an_envelope_on_both_planes() {
             .refused(404, "unknown_url")
             .await;
     }
-    let error = Reply::to(hive.on_data("POST", "/v1/embeddings"))
+    let error = Reply::to(hive.on_data("POST", "/v1/responses"))
         .await
         .refused(404, "unknown_url")
         .await;
     assert!(
-        error["message"].as_str().unwrap().contains("POST /v1/embeddings"),
+        error["message"].as_str().unwrap().contains("POST /v1/responses"),
         "{error}"
     );
 }
@@ -57,6 +57,8 @@ async fn a_wrong_method_is_told_the_right_ones() {
     let hive = Hive::start().await;
     for (request, allowed) in [
         (hive.on_data("GET", CHAT), "POST"),
+        (hive.on_data("GET", "/v1/completions"), "POST"),
+        (hive.on_data("DELETE", "/v1/embeddings"), "POST"),
         (hive.on_data("DELETE", "/v1/models"), "GET,HEAD"),
         (hive.on_data("POST", "/v1/models/m"), "GET,HEAD"),
         (hive.on_data("POST", "/healthz"), "GET,HEAD"),
@@ -90,10 +92,10 @@ async fn a_body_that_is_no_chat_request_is_refused_and_its_field_named() {
         ("{", None),
         ("[]", None),
         ("\"x\"", None),
-        ("{\"model\":NaN}", None),
+        ("{\"model\":NaN}", Some("model")),
         ("\u{feff}{}", None),
         (&surplus, None),
-        (&deep, None),
+        (&deep, Some("messages")),
         ("{}", Some("model")),
         (&format!(r#"{{"model":null,{messages}}}"#), Some("model")),
         (&format!(r#"{{"model":["m"],{messages}}}"#), Some("model")),

@@ -24,12 +24,14 @@ async fn only_ready_models_are_listed_with_openais_keys_and_ours_apart() {
         list.iter().for_each(shapes::model);
         assert_eq!(list.len(), 1, "{list:?}");
         assert_eq!((&list[0]["id"], &list[0]["owned_by"]), (&json!("m"), &json!("hive")));
-        let ours = json!({"context_length": 2048, "quantization": null, "architecture": null, "workers_ready": 1, "workers_loading": 0});
+        let ours = json!({"context_length": 2048, "quantization": null, "architecture": null, "engine": null, "capabilities": null,
+            "workers_ready": 1, "workers_loading": 0});
         (list[0]["hive"] == ours).then_some(())
     })
     .await;
-    let one = Reply::to(hive.on_data("GET", "/v1/models/m")).await.json().await;
-    assert_eq!(one, listed(&hive).await[0]);
+    let mut one = Reply::to(hive.on_data("GET", "/v1/models/m")).await.json().await;
+    assert!(one["hive"].as_object_mut().unwrap().remove("parameters").is_some());
+    assert_eq!(one, listed(&hive).await[0], "and nothing else");
     let all = Reply::to(hive.on_control("GET", "/control/v1/models"))
         .await
         .json()

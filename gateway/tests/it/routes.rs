@@ -207,9 +207,34 @@ async fn glued_urls_reach_the_route_they_mean() {
         let answer: Value = Reply::to(hive.on_data("POST", path).json(&body)).await.json().await;
         assert_eq!(answer["object"], "chat.completion", "{path}");
     }
+    for path in ["//v1//completions/", "/v1/completions/"] {
+        let body = json!({"model": "m", "prompt": "x"});
+        let reply = Reply::to(hive.on_data("POST", path).json(&body)).await;
+        assert_eq!(reply.status, 200, "{path}");
+    }
     let workers = Reply::to(hive.on_control("GET", "//control//v1/workers"))
         .await
         .json()
         .await;
     assert_eq!(workers.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn json_is_compressed_for_whoever_takes_it_and_events_never_are() {
+    let hive = Hive::start().await;
+    hive.worker("a").join().await;
+    let gzip = |ask: crate::client::Ask| ask.header("accept-encoding", "gzip, deflate, br");
+    for reply in [
+        gzip(hive.chat("m")).send().await,
+        Reply::to(hive.on_data("GET", "/v1/models").header("accept-encoding", "gzip")).await,
+    ] {
+        assert_eq!((reply.status, reply.header("content-encoding")), (200, "gzip"));
+        assert!(reply.header("vary").contains("accept-encoding"), "{:?}", reply.headers);
+        assert_eq!(&reply.bytes().await[..2], [0x1f, 0x8b], "gzip's mark");
+    }
+    let plain = hive.chat("m").send().await;
+    assert_eq!(plain.header("content-encoding"), "");
+    let stream = gzip(hive.chat("m")).stream().send().await;
+    assert_eq!(stream.header("content-encoding"), "");
+    assert_eq!(stream.events().await.last().unwrap(), "[DONE]");
 }

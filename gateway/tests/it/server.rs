@@ -47,9 +47,11 @@ struct Shared {
     busy: Mutex<(usize, usize)>,
 }
 
-/// One chat request as it came.
+/// One request as it came.
 #[derive(Clone)]
 pub struct Call {
+    /// Its path.
+    pub path: String,
     /// The body.
     pub body: Value,
     headers: HashMap<String, String>,
@@ -226,8 +228,9 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         } else if path == "/v1/models" {
             shared.models.lock().unwrap().clone()
         } else {
-            assert_eq!(line, "POST /v1/chat/completions HTTP/1.1");
+            assert!(line.starts_with("POST /v1/"), "{line}");
             let call = Call {
+                path: path.to_owned(),
                 body: serde_json::from_slice(&body).unwrap(),
                 headers,
                 gone: heard,

@@ -52,6 +52,38 @@ pub fn chunk(json: &Value) {
     }
 }
 
+/// `CreateCompletionResponse`.
+pub fn text_completion(json: &Value) {
+    require(json, &["choices", "created", "id", "model", "object", "usage"]);
+    assert_eq!(json["object"], "text_completion");
+    for (number, choice) in json["choices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(keys(choice), ["finish_reason", "index", "logprobs", "text"], "{json}");
+        assert_eq!(choice["index"], number);
+        assert!(choice["text"].is_string(), "{json}");
+        finish_reason(&choice["finish_reason"]);
+    }
+    usage(&json["usage"]);
+}
+
+/// `CreateEmbeddingResponse`.
+pub fn embeddings(json: &Value) {
+    assert_eq!(keys(json), ["data", "model", "object", "usage"]);
+    assert_eq!(
+        (&json["object"], json["model"].is_string()),
+        (&Value::from("list"), true)
+    );
+    for (number, embedding) in json["data"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(keys(embedding), ["embedding", "index", "object"], "{json}");
+        assert_eq!(embedding["object"], "embedding");
+        assert_eq!(embedding["index"], number);
+        assert!(
+            embedding["embedding"].is_array() || embedding["embedding"].is_string(),
+            "{json}"
+        );
+    }
+    assert_eq!(keys(&json["usage"]), ["prompt_tokens", "total_tokens"], "{json}");
+}
+
 /// `CompletionUsage`.
 pub fn usage(json: &Value) {
     require(json, &["completion_tokens", "prompt_tokens", "total_tokens"]);

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
-use wire::{Heartbeat, Registered, WorkerState};
+use wire::{Capabilities, EngineName, Heartbeat, ModelFacts, Registered, WorkerState};
 
 use crate::{
     client::Reply,
@@ -36,6 +36,7 @@ pub struct Joining<'a> {
     model: String,
     slots: u32,
     state: WorkerState,
+    facts: ModelFacts,
     scripts: Vec<Script>,
 }
 
@@ -48,6 +49,7 @@ impl Hive {
             model: "m".to_owned(),
             slots: 1,
             state: WorkerState::Ready,
+            facts: ModelFacts::default(),
             scripts: vec![Script::says(&["Hel", "lo"])],
         }
     }
@@ -97,6 +99,13 @@ impl Joining<'_> {
         self
     }
 
+    /// The engine it runs and what its model can do.
+    pub fn able(mut self, engine: EngineName, capabilities: Capabilities) -> Self {
+        self.facts.engine = Some(engine);
+        self.facts.capabilities = Some(capabilities);
+        self
+    }
+
     /// What it answers; of several, one each in turn and the last one from then on.
     pub fn script(mut self, scripts: impl IntoIterator<Item = Script>) -> Self {
         self.scripts = scripts.into_iter().collect();
@@ -116,6 +125,7 @@ impl Joining<'_> {
         registration["model"] = json!(self.model);
         registration["slots"] = json!(self.slots);
         registration["state"] = json!(self.state);
+        registration["facts"] = json!(self.facts);
         let reply = self.hive.register(token, &registration).await;
         let registered: Registered = serde_json::from_value(reply.json().await).unwrap();
         let beat = Heartbeat {
@@ -127,7 +137,7 @@ impl Joining<'_> {
             tokens_generated: 0,
             tokens_per_second: None,
             memory_bytes: None,
-            facts: wire::ModelFacts::default(),
+            facts: self.facts,
         };
         let beat = Arc::new(Mutex::new(beat));
         let heart = beating(self.hive, &registered, beat.clone());

@@ -1,0 +1,207 @@
+//! What chat, completions and embeddings have in common: the request as it came, the judgement on it before any worker
+//! is called, and the headers of its answer.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension, RequestExt as _,
+    extract::{FromRequest, Request},
+    http::{HeaderMap, HeaderValue},
+    response::Response,
+};
+use bytes::Bytes;
+use tokio::time::Instant;
+use wire::{
+    ModelFacts, ModelName,
+    openai::{Body, Faults, ability, parameters},
+};
+
+use super::{
+    admission::{self, Admitted},
+    body::{self, DATA_LIMIT},
+};
+use crate::{
+    auth::keyring::Identity,
+    books::Entry,
+    error::ApiError,
+    limits::Standing,
+    relay,
+    state::AppState,
+    telemetry::{self, AccessLog, RequestId},
+};
+
+/// The most names that the header of ignored parameters holds.
+const MOST_NAMED: usize = 64;
+
+/// A request as it came, before anything of its body is read.
+#[derive(Debug)]
+pub struct Asked {
+    /// The body.
+    pub bytes: Bytes,
+    correlation_id: Arc<str>,
+    deadline: Option<Instant>,
+    log: AccessLog,
+    id: Arc<str>,
+}
+
+/// A request with which nothing is wrong.
+#[derive(Debug)]
+pub struct Sound {
+    kind: parameters::Kind,
+    model: ModelName,
+    ignored: Vec<String>,
+}
+
+/// What a client wants beside the answer itself.
+#[derive(Debug)]
+pub struct Wish {
+    /// The body for the worker.
+    pub body: Vec<u8>,
+    /// Whether the answer comes as a stream.
+    pub stream: bool,
+    /// Whether the stream ends with the usage.
+    pub include_usage: bool,
+    /// How many choices it has.
+    pub choices: usize,
+    /// The most tokens of each, if it says so.
+    pub answer: Option<u32>,
+}
+
+/// A request on its way: admitted, and nothing held of it that the worker does not need.
+#[derive(Debug)]
+pub struct Order {
+    call: relay::Call,
+    entry: Entry,
+    standing: Option<Standing>,
+    ignored: Vec<String>,
+}
+
+impl FromRequest<AppState> for Asked {
+    type Rejection = ApiError;
+    async fn from_request(mut request: Request, state: &AppState) -> Result<Self, ApiError> {
+        if state.lifecycle.is_draining() {
+            return Err(ApiError::ShuttingDown);
+        }
+        let missing = |_| ApiError::Internal("a request without its id".into());
+        let Extension(RequestId(correlation_id)) = request.extract_parts().await.map_err(missing)?;
+        let Extension(log) = request.extract_parts().await.map_err(missing)?;
+        let deadline = deadline(request.headers())?;
+        // The client's own id may come twice; the books need one that does not.
+        let id = if request.headers().contains_key(telemetry::REQUEST_ID) {
+            telemetry::new_id()
+        } else {
+            correlation_id.clone()
+        };
+        Ok(Self {
+            bytes: body::read(request.into_body(), DATA_LIMIT, state).await?,
+            correlation_id,
+            deadline,
+            log,
+            id,
+        })
+    }
+}
+
+impl Asked {
+    /// The judgement on what a reader found: every fault at once, those of parameters and abilities among them.
+    pub fn judge(
+        &self,
+        state: &AppState,
+        kind: parameters::Kind,
+        body: &Body<'_>,
+        (model, mut faults): (Option<ModelName>, Faults),
+        beyond: impl FnOnce(&ModelName, &ModelFacts, &mut Faults),
+    ) -> Result<Sound, ApiError> {
+        let facts = model
+            .as_ref()
+            .and_then(|model| state.dispatcher.model(model))
+            .map(|view| view.facts);
+        let facts = facts.unwrap_or_default();
+        let ignored = parameters::judge(kind, facts.engine, body, &mut faults);
+        if let Some(model) = &model {
+            self.log.model(model.as_str());
+            ability::check_kind(kind, model, &facts, &mut faults);
+            beyond(model, &facts, &mut faults);
+        }
+        if facts.engine.is_none() {
+            faults.forget_unsupported();
+        }
+        faults.unless(()).map_err(ApiError::Faulty)?;
+        let name = || body.get::<String>("model").unwrap_or_default();
+        let model = model.ok_or_else(|| ApiError::ModelNotFound(printable(&name())))?;
+        Ok(Sound { kind, model, ignored })
+    }
+
+    /// Admits the request: within its key's limits, and with an entry in the books.
+    pub fn order(self, state: &AppState, caller: &Identity, sound: Sound, wish: Wish) -> Result<Order, ApiError> {
+        let Sound { kind, model, ignored } = sound;
+        let choices = u32::try_from(wish.choices).unwrap_or(u32::MAX);
+        let answer = wish.answer.map(|tokens| tokens.saturating_mul(choices));
+        let Admitted { entry, standing } = admission::admit(state, caller, &self.id, &model, self.bytes.len(), answer)?;
+        let call = relay::Call {
+            kind,
+            model,
+            key_id: caller.id.clone(),
+            correlation_id: self.correlation_id.to_string(),
+            body: wish.body.into(),
+            stream: wish.stream,
+            include_usage: wish.include_usage,
+            choices: wish.choices,
+            deadline: self.deadline,
+            log: self.log,
+        };
+        Ok(Order {
+            call,
+            entry,
+            standing,
+            ignored,
+        })
+    }
+}
+
+impl Order {
+    /// The answer, with the names of the parameters that had no effect on it, and how its key stands.
+    pub async fn answer(self, state: AppState) -> Result<Response, ApiError> {
+        let mut response = relay::answer(state, self.call, self.entry).await?;
+        let names: Vec<String> = self.ignored.iter().take(MOST_NAMED).map(|name| token(name)).collect();
+        if let Some(value) = HeaderValue::from_str(&names.join(", "))
+            .ok()
+            .filter(|value| !value.is_empty())
+        {
+            response.headers_mut().insert("x-hive-ignored-params", value);
+        }
+        if let Some(standing) = &self.standing {
+            admission::tell(standing, response.headers_mut());
+        }
+        Ok(response)
+    }
+}
+
+/// A client's word as a header may hold it.
+fn token(name: &str) -> String {
+    let ok = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
+    name.chars().filter(ok).take(64).collect()
+}
+
+/// A caller's text as an error may show it.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
+    let Some(value) = headers.get("x-hive-deadline-ms") else {
+        return Ok(None);
+    };
+    let ms = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse::<u32>().ok())
+        .filter(|ms| *ms > 0)
+        .ok_or_else(|| {
+            ApiError::invalid(
+                "x-hive-deadline-ms",
+                "The header x-hive-deadline-ms must be a number of milliseconds above 0.",
+            )
+        })?;
+    Ok(Some(Instant::now() + Duration::from_millis(u64::from(ms))))
+}

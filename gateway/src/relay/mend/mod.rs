@@ -1,0 +1,253 @@
+//! What an attached server's chunks must become before a client sees them, since its clients are ours.
+//!
+//! Our own workers' chunks never come by here. What OpenAI's document requires is put in, what it forbids is taken out,
+//! what it does not know stays; nothing is made up that a client could take for the model's words or counts.
+
+mod delta;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use wire::{ModelName, openai::parameters::Kind};
+
+use self::delta::Said;
+
+/// Mends the chunks of one answer.
+#[derive(Debug)]
+pub struct Mender {
+    kind: Kind,
+    model: String,
+    /// The same in every chunk, once the first has come.
+    id: Option<String>,
+    created: Option<u64>,
+    /// An id of ours, for what has none.
+    own_id: String,
+    said: BTreeMap<u64, Said>,
+    /// Held back for the end, where clients expect it.
+    usage: Option<Value>,
+}
+
+impl Mender {
+    /// For an answer by this model to the request of this id.
+    pub fn new(kind: Kind, model: &ModelName, id: &str) -> Self {
+        Self {
+            kind,
+            model: model.to_string(),
+            id: None,
+            created: None,
+            own_id: id.to_owned(),
+            said: BTreeMap::new(),
+            usage: None,
+        }
+    }
+
+    /// A chunk as a client may see it; none if nothing of it is for clients, an error if it says that the answer failed.
+    pub fn mend(&mut self, chunk: Value) -> Result<Option<Value>, String> {
+        let Value::Object(mut chunk) = chunk else {
+            return Err("it sent an event that is no object".into());
+        };
+        if let Some(usage) = chunk.remove("usage").and_then(usage) {
+            self.usage = Some(usage);
+        }
+        let choices = match chunk.remove("choices") {
+            Some(Value::Array(choices)) if !choices.is_empty() => choices,
+            _ => return Ok(None),
+        };
+        let mut mended = Vec::with_capacity(choices.len());
+        for (place, choice) in choices.into_iter().enumerate() {
+            if let Value::Object(choice) = choice {
+                mended.push(Value::Object(self.choice(place as u64, choice)?));
+            }
+        }
+        self.head(&mut chunk);
+        chunk.insert("choices".into(), mended.into());
+        Ok(Some(chunk.into()))
+    }
+
+    /// The chunk with the usage, if the server told one; to be asked for at the end.
+    pub fn last(&mut self) -> Option<Value> {
+        let usage = self.usage.take()?;
+        let mut chunk = Map::new();
+        self.head(&mut chunk);
+        chunk.insert("choices".into(), json!([]));
+        chunk.insert("usage".into(), usage);
+        Some(chunk.into())
+    }
+
+    /// An answer in one piece as the chunks it would have been.
+    pub fn split(&mut self, piece: Value) -> Vec<Result<Value, String>> {
+        let Value::Object(mut piece) = piece else {
+            return vec![Err("it answered what is no object".into())];
+        };
+        let choices = match piece.remove("choices") {
+            Some(Value::Array(choices)) => choices,
+            _ => Vec::new(),
+        };
+        if let Some(usage) = piece.remove("usage").and_then(usage) {
+            self.usage = Some(usage);
+        }
+        let mut chunks = Vec::new();
+        for (place, choice) in choices.into_iter().enumerate() {
+            let Value::Object(mut choice) = choice else { continue };
+            let mut end = Map::new();
+            for key in ["index", "finish_reason"] {
+                let value = if key == "index" {
+                    choice.get(key).cloned()
+                } else {
+                    choice.remove(key)
+                };
+                end.insert(
+                    key.into(),
+                    value.filter(|v| !v.is_null()).unwrap_or_else(|| default_of(key, place)),
+                );
+            }
+            for choice in [choice, end] {
+                let mut chunk = piece.clone();
+                chunk.insert("choices".into(), json!([choice]));
+                chunks.push(Value::Object(chunk));
+            }
+        }
+        chunks
+            .into_iter()
+            .filter_map(|chunk| self.mend(chunk).transpose())
+            .collect()
+    }
+
+    /// `id`, `object`, `created` and `model`, the same in every chunk; the model's name is the one that was asked for.
+    fn head(&mut self, chunk: &mut Map<String, Value>) {
+        let (prefix, object) = match self.kind {
+            Kind::Completions => ("cmpl", "text_completion"),
+            _ => ("chatcmpl", "chat.completion.chunk"),
+        };
+        let id = self
+            .id
+            .get_or_insert_with(|| match chunk.get("id").and_then(Value::as_str) {
+                Some(id) if !id.is_empty() => id.to_owned(),
+                _ => format!("{prefix}-{}", self.own_id),
+            });
+        let created = *self.created.get_or_insert_with(|| seconds(chunk.get("created")));
+        chunk.retain(|_, value| !value.is_null());
+        chunk.insert("id".into(), id.as_str().into());
+        chunk.insert("object".into(), object.into());
+        chunk.insert("created".into(), created.into());
+        chunk.insert("model".into(), self.model.as_str().into());
+    }
+
+    fn choice(&mut self, place: u64, mut choice: Map<String, Value>) -> Result<Map<String, Value>, String> {
+        let index = choice.get("index").and_then(Value::as_u64).unwrap_or(place);
+        let said = self.said.entry(index).or_default();
+        let reason = choice.remove("finish_reason");
+        choice.retain(|_, value| !value.is_null());
+        choice.insert("index".into(), index.into());
+        if self.kind == Kind::Completions {
+            let text = choice.remove("text").and_then(delta::text).unwrap_or_default();
+            choice.insert("text".into(), text.into());
+            choice.entry("logprobs").or_insert(Value::Null);
+        } else {
+            let delta = choice.remove("delta").or_else(|| choice.remove("message"));
+            let delta = match delta {
+                Some(Value::Object(delta)) => delta,
+                _ => Map::new(),
+            };
+            choice.remove("message");
+            choice.insert("delta".into(), said.delta(delta, &self.own_id).into());
+            if let Some(logprobs) = choice.remove("logprobs").and_then(delta::logprobs) {
+                choice.insert("logprobs".into(), logprobs);
+            }
+        }
+        let reason = finish_reason(reason.as_ref(), said.has_called())?;
+        choice.insert("finish_reason".into(), reason);
+        Ok(choice)
+    }
+}
+
+fn default_of(key: &str, place: usize) -> Value {
+    if key == "index" { place.into() } else { "stop".into() }
+}
+
+/// When it was made: as the server says, if it says so in seconds; else now.
+fn seconds(created: Option<&Value>) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a time since 1970"
+    )]
+    let told = created.and_then(|v| v.as_u64().or_else(|| v.as_f64().map(|s| s as u64)));
+    told.filter(|s| (1..100_000_000_000).contains(s))
+        .unwrap_or_else(|| u64::try_from(crate::now_ms() / 1000).unwrap_or_default())
+}
+
+/// A finish reason of OpenAI's set; an answer that was cut off for the server's own reasons is none at all.
+fn finish_reason(reason: Option<&Value>, called: bool) -> Result<Value, String> {
+    let Some(reason) = reason.and_then(Value::as_str).filter(|reason| !reason.is_empty()) else {
+        return Ok(Value::Null);
+    };
+    let ours = match reason.to_lowercase().as_str() {
+        "abort" | "aborted" | "canceled" | "cancelled" | "error" | "failed" | "timeout" => {
+            return Err(format!("it broke off with the finish_reason {reason}"));
+        }
+        "length" | "max_tokens" | "max_length" | "model_length" | "max_output_tokens" => "length",
+        "tool_calls" | "tool_call" | "tool_use" | "tool" => "tool_calls",
+        "function_call" => "function_call",
+        "content_filter" | "safety" | "recitation" | "refusal" => "content_filter",
+        _ if called => "tool_calls",
+        // eos, eos_token, end_turn, stop_sequence and whatever else ends an answer well.
+        _ => "stop",
+    };
+    Ok(ours.into())
+}
+
+/// OpenAI's token counts of a usage, if it has any.
+fn usage(usage: Value) -> Option<Value> {
+    let Value::Object(mut usage) = usage else { return None };
+    let count = |key: &str| usage.get(key).and_then(Value::as_u64);
+    let prompt = count("prompt_tokens")?;
+    let completion = count("completion_tokens")?;
+    let total = prompt + completion;
+    usage.retain(|key, value| key.ends_with("_tokens_details") && value.is_object());
+    for details in usage.values_mut().filter_map(Value::as_object_mut) {
+        details.retain(|_, value| !value.is_null());
+    }
+    for (key, count) in [
+        ("prompt_tokens", prompt),
+        ("completion_tokens", completion),
+        ("total_tokens", total),
+    ] {
+        usage.insert(key.into(), count.into());
+    }
+    Some(usage.into())
+}
+
+/// An answer with embeddings as a client may see it.
+pub fn embeddings(answer: Value, model: &ModelName) -> Result<Value, String> {
+    let Value::Object(mut answer) = answer else {
+        return Err("it answered what is no object".into());
+    };
+    let Some(Value::Array(data)) = answer.get_mut("data") else {
+        return Err("it answered without `data`".into());
+    };
+    for (place, embedding) in data.iter_mut().enumerate() {
+        let Value::Object(embedding) = embedding else {
+            return Err("an entry of its `data` is no object".into());
+        };
+        embedding.insert("object".into(), "embedding".into());
+        if embedding.get("index").and_then(Value::as_u64).is_none() {
+            embedding.insert("index".into(), place.into());
+        }
+    }
+    if let Some(Value::Object(usage)) = answer.get_mut("usage")
+        && let Some(prompt) = usage.get("prompt_tokens").and_then(Value::as_u64)
+    {
+        *usage = Map::from_iter([
+            ("prompt_tokens".to_owned(), prompt.into()),
+            ("total_tokens".to_owned(), prompt.into()),
+        ]);
+    }
+    answer.retain(|_, value| !value.is_null());
+    answer.insert("object".into(), "list".into());
+    answer.insert("model".into(), model.as_str().into());
+    Ok(answer.into())
+}
+
+#[cfg(test)]
+mod tests;

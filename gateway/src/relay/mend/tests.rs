@@ -1,0 +1,187 @@
+//! What attached servers send, and what clients see of it.
+
+use super::*;
+
+fn mender() -> Mender {
+    Mender::new(Kind::Chat, &"asked".parse().unwrap(), "req_1")
+}
+
+fn mend(mender: &mut Mender, chunk: Value) -> Value {
+    mender.mend(chunk).unwrap().unwrap()
+}
+
+#[test]
+fn a_bare_chunk_gets_what_every_chunk_must_have() {
+    let mut mender = mender();
+    let first = mend(
+        &mut mender,
+        json!({"choices": [{"delta": {"content": "a"}}], "model": "theirs", "system_fingerprint": null}),
+    );
+    assert_eq!(
+        (&first["id"], &first["model"]),
+        (&json!("chatcmpl-req_1"), &json!("asked"))
+    );
+    assert_eq!(first["object"], "chat.completion.chunk");
+    assert!(first["created"].as_u64().unwrap() > 1_700_000_000 && first.get("system_fingerprint").is_none());
+    assert_eq!(
+        first["choices"],
+        json!([{"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": null}])
+    );
+    let second = mend(
+        &mut mender,
+        json!({"id": "later", "created": 5, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "b", "tool_calls": null, "reasoning_content": "hm"}, "finish_reason": ""}]}),
+    );
+    assert_eq!((&second["id"], &second["created"]), (&first["id"], &first["created"]));
+    assert_eq!(
+        second["choices"][0]["delta"],
+        json!({"content": "b", "reasoning_content": "hm"})
+    );
+    assert_eq!(second["choices"][0]["finish_reason"], Value::Null);
+}
+
+#[test]
+fn finish_reasons_are_of_openais_set_and_a_break_is_none() {
+    let finish = |reason: &str| {
+        let chunk = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]});
+        mender()
+            .mend(chunk)
+            .map(|chunk| chunk.unwrap()["choices"][0]["finish_reason"].clone())
+    };
+    for (theirs, ours) in [
+        ("stop", "stop"),
+        ("eos_token", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("tool_use", "tool_calls"),
+        ("SAFETY", "content_filter"),
+    ] {
+        assert_eq!(finish(theirs).unwrap(), ours);
+    }
+    for theirs in ["error", "abort", "canceled"] {
+        assert!(finish(theirs).is_err(), "{theirs}");
+    }
+}
+
+#[test]
+fn the_usage_comes_once_and_last_wherever_it_stood() {
+    let mut mender = mender();
+    let usage = |completion: u64| json!({"prompt_tokens": 3, "completion_tokens": completion, "total_tokens": 9, "avg_tok_per_sec": 7.5, "prompt_tokens_details": null});
+    let chunk = mend(
+        &mut mender,
+        json!({"choices": [{"index": 0, "delta": {"content": "a"}}], "usage": usage(1)}),
+    );
+    assert!(chunk.get("usage").is_none());
+    mend(
+        &mut mender,
+        json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage(2)}),
+    );
+    assert_eq!(mender.mend(json!({"choices": [], "usage": usage(2)})), Ok(None));
+    let last = mender.last().unwrap();
+    assert_eq!(
+        last["usage"],
+        json!({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5})
+    );
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(mender.last(), None, "and no other is made up");
+}
+
+#[test]
+fn calls_are_named_once_and_told_apart() {
+    let mut mender = mender();
+    let calls = |mender: &mut Mender, calls: Value| {
+        let chunk = mend(
+            mender,
+            json!({"choices": [{"index": 0, "delta": {"tool_calls": calls}}]}),
+        );
+        chunk["choices"][0]["delta"].clone()
+    };
+    assert_eq!(
+        calls(
+            &mut mender,
+            json!([{"id": "a", "function": {"name": "f", "arguments": {"x": 1}}}])
+        ),
+        json!({"role": "assistant", "content": null, "tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"x\":1}"}}]})
+    );
+    assert_eq!(
+        calls(
+            &mut mender,
+            json!([{"index": 0, "id": null, "type": null, "function": {"name": null, "arguments": "y"}}])
+        ),
+        json!({"tool_calls": [{"index": 0, "function": {"arguments": "y"}}]})
+    );
+    assert_eq!(
+        calls(&mut mender, json!([{"id": "", "function": {"name": "g"}}])),
+        json!({"tool_calls": [{"index": 1, "id": "call_req_1_1", "type": "function", "function": {"name": "g", "arguments": ""}}]})
+    );
+    let end = mend(
+        &mut mender,
+        json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}),
+    );
+    assert_eq!(end["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[test]
+fn one_tokens_logprobs_become_a_list() {
+    let flat = json!({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]});
+    let chunk = mend(
+        &mut mender(),
+        json!({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": flat}]}),
+    );
+    assert_eq!(
+        chunk["choices"][0]["logprobs"],
+        json!({"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0, "bytes": null}]}], "refusal": null})
+    );
+}
+
+#[test]
+fn an_answer_in_one_piece_becomes_the_chunks_it_would_have_been() {
+    let mut mender = mender();
+    let piece = json!({"id": "x", "created": 5, "object": "chat.completion", "choices": [
+        {"message": {"role": "assistant", "content": "hi", "refusal": null}, "logprobs": null, "finish_reason": "length"},
+        {"index": 1, "message": {"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}, "finish_reason": "stop"},
+    ], "usage": {"prompt_tokens": 1, "completion_tokens": 2}});
+    let chunks: Vec<Value> = mender.split(piece).into_iter().map(Result::unwrap).collect();
+    let choice = |i: usize| chunks[i]["choices"][0].clone();
+    assert_eq!(chunks.len(), 4);
+    assert_eq!(
+        choice(0),
+        json!({"index": 0, "delta": {"role": "assistant", "content": "hi"}, "finish_reason": null})
+    );
+    assert_eq!(choice(1), json!({"index": 0, "delta": {}, "finish_reason": "length"}));
+    assert_eq!(choice(2)["delta"]["tool_calls"][0]["index"], 0);
+    assert_eq!(
+        (&choice(3)["index"], &choice(3)["finish_reason"]),
+        (&json!(1), &json!("tool_calls"))
+    );
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| chunk["id"] == "x" && chunk["object"] == "chat.completion.chunk")
+    );
+    assert_eq!(mender.last().unwrap()["usage"]["total_tokens"], 3);
+}
+
+#[test]
+fn completions_keep_their_own_shape() {
+    let mut mender = Mender::new(Kind::Completions, &"asked".parse().unwrap(), "req_1");
+    let chunk = mend(&mut mender, json!({"choices": [{"text": "a"}]}));
+    assert_eq!(
+        (&chunk["id"], &chunk["object"]),
+        (&json!("cmpl-req_1"), &json!("text_completion"))
+    );
+    assert_eq!(
+        chunk["choices"],
+        json!([{"index": 0, "text": "a", "logprobs": null, "finish_reason": null}])
+    );
+}
+
+#[test]
+fn embeddings_get_their_places_and_the_name_that_was_asked_for() {
+    let answer = json!({"data": [{"embedding": [1.0]}, {"embedding": [2.0], "index": 1}], "model": "theirs", "usage": {"prompt_tokens": 4}});
+    assert_eq!(
+        embeddings(answer, &"asked".parse().unwrap()).unwrap(),
+        json!({"object": "list", "model": "asked", "data": [
+            {"object": "embedding", "index": 0, "embedding": [1.0]}, {"object": "embedding", "index": 1, "embedding": [2.0]}],
+            "usage": {"prompt_tokens": 4, "total_tokens": 4}})
+    );
+    assert!(embeddings(json!({"error": "x"}), &"asked".parse().unwrap()).is_err());
+}

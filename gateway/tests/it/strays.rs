@@ -1,0 +1,246 @@
+//! Attached servers that stray from OpenAI's document: their clients are ours, and see none of it.
+
+use serde_json::{Value, json};
+
+use crate::{
+    client::{Reply, text_of},
+    harness::Hive,
+    script::Script,
+    server::Server,
+    shapes,
+};
+
+/// A hive with one attached server of the model `x` that answers like this, one script after the other.
+async fn attached(scripts: Vec<Script>) -> (Hive, Server) {
+    let hive = Hive::start().await;
+    let server = Server::to_attach(&["x"], None, scripts).await;
+    let attach = hive
+        .on_control("POST", "/control/v1/workers")
+        .json(&json!({"url": server.url(), "id": "far"}));
+    assert_eq!(Reply::to(attach).await.status, 201);
+    (hive, server)
+}
+
+fn events(events: &[Value]) -> Script {
+    events.iter().fold(Script::stream(), Script::event).done().end()
+}
+
+async fn chunks(reply: Reply) -> Vec<Value> {
+    let events = reply.events().await;
+    assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "{events:?}");
+    events[..events.len() - 1]
+        .iter()
+        .map(|event| serde_json::from_str(event).unwrap())
+        .collect()
+}
+
+/// What strict clients want of a whole stream, in order.
+fn strict(chunks: &[Value]) {
+    let same = |key: &str| chunks.iter().all(|chunk| chunk[key] == chunks[0][key]);
+    assert!(same("id") && same("created") && same("model"), "{chunks:?}");
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    for chunk in chunks {
+        shapes::chunk(chunk);
+        let text = chunk.to_string();
+        for key in ["tool_calls", "name", "system_fingerprint", "service_tier", "error"] {
+            assert!(!text.contains(&format!("\"{key}\":null")), "{text}");
+        }
+        if !chunk["choices"].as_array().unwrap().is_empty() {
+            assert!(chunk.get("usage").is_none_or(Value::is_null), "{text}");
+        }
+    }
+    let roles = chunks
+        .iter()
+        .filter(|chunk| chunk["choices"][0]["delta"].get("role").is_some());
+    assert_eq!(roles.count(), 1, "the role is said once: {chunks:?}");
+}
+
+#[tokio::test]
+async fn a_sloppy_stream_comes_out_strict() {
+    let usage = json!({"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6, "avg_tok_per_sec": 12.5, "total_time_sec": 1});
+    let head = |choice: Value| json!({"id": null, "model": "/models/file.gguf", "system_fingerprint": null, "service_tier": null, "choices": [choice]});
+    let mut last = head(
+        json!({"index": 0, "delta": {"role": "assistant", "content": null, "tool_calls": null}, "finish_reason": "eos_token"}),
+    );
+    last["usage"] = usage;
+    let logprob = json!({"token": "lo", "logprob": -0.5, "bytes": null, "top_logprobs": []});
+    let script = events(&[
+        head(json!({"delta": {"role": "assistant", "content": "Hel", "tool_calls": null, "name": null}})),
+        head(
+            json!({"index": 0, "delta": {"role": "assistant", "content": "lo", "function_call": null}, "logprobs": logprob}),
+        ),
+        json!({"type": "ping"}),
+        last,
+    ]);
+    let (hive, _server) = attached(vec![script]).await;
+    let streamed = chunks(hive.chat("x").stream().usage().send().await).await;
+    strict(&streamed);
+    assert!(
+        streamed[0]["id"].as_str().unwrap().starts_with("chatcmpl-"),
+        "{streamed:?}"
+    );
+    assert_eq!(streamed[0]["model"], "x", "as it was asked for");
+    let end = &streamed[streamed.len() - 2..];
+    assert_eq!(end[0]["choices"][0]["finish_reason"], "stop");
+    assert_eq!(
+        end[1]["usage"],
+        json!({"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6})
+    );
+    assert_eq!(streamed[1]["choices"][0]["logprobs"]["content"][0]["token"], "lo");
+    let unasked = chunks(hive.chat("x").stream().send().await).await;
+    assert!(unasked.iter().all(|chunk| chunk.get("usage").is_none()), "{unasked:?}");
+    let whole = hive.chat("x").send().await.json().await;
+    shapes::completion(&whole);
+    assert_eq!(
+        (&whole["choices"][0]["message"]["content"], &whole["model"]),
+        (&json!("Hello"), &json!("x"))
+    );
+    assert!(whole.get("system_fingerprint").is_none());
+}
+
+#[tokio::test]
+async fn sloppy_calls_come_out_strict() {
+    let delta = |delta: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": null}]});
+    let script = || {
+        events(&[
+            delta(
+                json!({"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}),
+            ),
+            delta(
+                json!({"tool_calls": [{"index": 1, "id": "", "type": null, "function": {"name": "g", "arguments": "{\"b\""}}]}),
+            ),
+            delta(
+                json!({"tool_calls": [{"index": 1, "id": null, "type": null, "function": {"name": null, "arguments": ":2}"}}]}),
+            ),
+            json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}),
+        ])
+    };
+    let (hive, _server) = attached(vec![script(), script()]).await;
+    let streamed = chunks(hive.chat("x").stream().send().await).await;
+    strict(&streamed);
+    let call = |i: usize| streamed[i]["choices"][0]["delta"]["tool_calls"][0].clone();
+    assert_eq!(
+        call(0),
+        json!({"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"a\":1}"}})
+    );
+    assert_eq!(
+        (&call(1)["index"], &call(1)["function"]["name"]),
+        (&json!(1), &json!("g"))
+    );
+    assert!(!call(1)["id"].as_str().unwrap().is_empty());
+    assert_eq!(call(2), json!({"index": 1, "function": {"arguments": ":2}"}}));
+    assert_eq!(streamed[3]["choices"][0]["finish_reason"], "tool_calls");
+    let whole = hive.chat("x").send().await.json().await;
+    let message = &whole["choices"][0]["message"];
+    assert_eq!(
+        (&message["content"], &message["tool_calls"][1]["function"]["arguments"]),
+        (&Value::Null, &json!("{\"b\":2}"))
+    );
+    assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
+    assert!(whole.get("usage").is_none(), "it told none, and none is made up");
+}
+
+#[tokio::test]
+async fn an_answer_in_one_piece_is_streamed_all_the_same() {
+    let piece = json!({"id": "chatcmpl-7", "object": "chat.completion", "created": 1_700_000_000, "model": "theirs",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
+    let (hive, _server) = attached(vec![Script::answers(200, "application/json", &piece.to_string())]).await;
+    let streamed = chunks(hive.chat("x").stream().usage().send().await).await;
+    strict(&streamed);
+    assert_eq!(streamed.last().unwrap()["usage"]["total_tokens"], 2);
+    assert_eq!(text_of(&hive.chat("x").stream().send().await.events().await), "Hello");
+    shapes::completion(&hive.chat("x").send().await.json().await);
+}
+
+#[tokio::test]
+async fn an_answer_that_broke_off_over_there_is_no_good_end() {
+    let begun = json!({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}]});
+    let broken = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]});
+    let (hive, _server) = attached(vec![events(&[begun, broken])]).await;
+    hive.chat("x").stream().send().await.broken("worker_lost").await;
+}
+
+#[tokio::test]
+async fn errors_of_any_shape_come_out_in_the_envelope() {
+    let json = "application/json";
+    for (status, kind, body, code, text) in [
+        (
+            400,
+            json,
+            r#"{"detail":"bad temperature"}"#,
+            "invalid_request",
+            "bad temperature",
+        ),
+        (
+            400,
+            json,
+            r#"{"error":"bad temperature"}"#,
+            "invalid_request",
+            "bad temperature",
+        ),
+        (
+            422,
+            json,
+            r#"{"detail":[{"loc":["body"],"msg":"bad temperature"}]}"#,
+            "invalid_request",
+            "bad temperature",
+        ),
+        (
+            400,
+            json,
+            r#"{"object":"error","message":"bad temperature","code":40001}"#,
+            "invalid_request",
+            "bad temperature",
+        ),
+        (
+            400,
+            "text/plain",
+            "bad temperature",
+            "invalid_request",
+            "bad temperature",
+        ),
+        (400, "text/html", "<html>bad</html>", "invalid_request", "status 400"),
+        (
+            400,
+            json,
+            r#"{"object":"error","message":"This model's maximum context length is 2048 tokens. However, you requested 4096 tokens."}"#,
+            "context_length_exceeded",
+            "2048",
+        ),
+        (
+            400,
+            json,
+            r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"exceed_context_size_error","n_ctx":512}}"#,
+            "context_length_exceeded",
+            "context size",
+        ),
+    ] {
+        let (hive, _server) = attached(vec![Script::answers(status, kind, body)]).await;
+        for ask in [hive.chat("x"), hive.chat("x").stream()] {
+            let error = ask.send().await.refused(400, code).await;
+            assert!(error["message"].as_str().unwrap().contains(text), "{error}");
+            assert_eq!(error["type"], "invalid_request_error");
+        }
+        assert_eq!(
+            hive.worker_view("far").await["state"],
+            "ready",
+            "a client's fault is not the server's"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_strayed_completion_comes_out_strict() {
+    let script = events(&[
+        json!({"id": "", "model": "theirs", "choices": [{"text": "a", "index": 0}]}),
+        json!({"model": "theirs", "choices": [{"text": null, "index": 0, "finish_reason": "length", "logprobs": null}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}),
+    ]);
+    let (hive, _server) = attached(vec![script]).await;
+    let whole = hive.completion("x").send().await.json().await;
+    shapes::text_completion(&whole);
+    assert_eq!(
+        (&whole["model"], &whole["choices"][0]["text"]),
+        (&json!("x"), &json!("a"))
+    );
+}
