@@ -11,7 +11,7 @@ pub mod workers;
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -66,11 +66,12 @@ pub enum DbError {
 pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
     let options = SqliteConnectOptions::new()
         .filename(path)
-        .create_if_missing(true)
+        .create_if_missing(false)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5));
+    create_private(path).map_err(sqlx::Error::Io)?;
     let first = options.connect().await.map_err(|error| corrupt(path, error))?;
     let file = Arc::new(OpenFile::at(path).map_err(sqlx::Error::Io)?);
     let pool = SqlitePoolOptions::new()
@@ -83,7 +84,7 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
             let file = file.clone();
             async move { file.guard(connection).await.map(|()| true) }.boxed()
         })
-        .connect_with(options.create_if_missing(false))
+        .connect_with(options)
         .await
         .map_err(|error| corrupt(path, error))?;
     first.close().await?;
@@ -104,6 +105,14 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
     }
     sqlx::migrate!("../migrations").run(&pool).await?;
     Ok(pool)
+}
+
+/// An empty file is a new database; SQLite would make one that others may read.
+fn create_private(path: &Path) -> io::Result<()> {
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Which file was opened, so that another one in its place is noticed.

@@ -160,12 +160,12 @@ async fn a_key_is_shown_once_and_kept_nowhere() {
 }
 
 #[tokio::test]
-async fn the_first_admin_key_is_its_owners_alone() {
+async fn keys_and_the_database_are_their_owners_alone() {
     let hive = Hive::start().await;
     let mode = |path: &str| std::fs::metadata(hive.home().join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!(
-        (mode("keys"), mode("keys/admin"), mode("keys/pepper")),
-        (0o700, 0o600, 0o600)
+        (mode("keys"), mode("keys/admin"), mode("keys/pepper"), mode("hive.db")),
+        (0o700, 0o600, 0o600, 0o600)
     );
     hive.logged("where the key lies", |line| {
         line["file"].as_str().is_some_and(|file| file.ends_with("keys/admin"))
