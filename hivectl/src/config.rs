@@ -35,6 +35,9 @@ pub struct Config {
     pub download: Patience,
     /// Scheme, host and port of the control plane, if named (`--control-url`, `HIVE_CONTROL_URL`).
     pub control_url: Option<String>,
+    /// Whether it comes from an environment that also names a state folder, as `up --print-env` makes one: such a pair
+    /// may have been torn apart since.
+    pub control_may_be_outlived: bool,
     /// Scheme, host and port of the data plane, if named (`data_url` in the file, else `OPENAI_BASE_URL` where it
     /// points to the host of `HIVE_CONTROL_URL` and `OPENAI_API_KEY` stands beside it).
     pub data_url: Option<String>,
@@ -140,6 +143,7 @@ impl Config {
         // The environment that `up --print-env` made is about one hive; a flag that names another leaves it behind.
         let is_about_another = named.is_some() && environments.is_some() && named != environments;
         let about_this = |name: &str| if is_about_another { Ok(None) } else { text(name) };
+        let home_is_named = named.is_some() || environments.is_some();
         let home = match named.or(environments) {
             Some(home) => home,
             None => below("XDG_STATE_HOME", ".local/state")
@@ -194,6 +198,7 @@ impl Config {
             (Some(url), _) => (Some(url), None),
             (None, openai) => openai.unzip(),
         };
+        let control_may_be_outlived = home_is_named && flags.control_url.is_none() && control_from_env.is_some();
         let control_url = flags.control_url.clone().or(control_from_env).or(file.control_url);
         Ok(Self {
             models: absolute(&models)?,
@@ -207,6 +212,7 @@ impl Config {
                 .map(|url| base_url("the control plane's URL", &url))
                 .transpose()?,
             data_url: data_url.map(|url| base_url("the data plane's URL", &url)).transpose()?,
+            control_may_be_outlived,
             inference_key,
             admin_key: secret("HIVE_ADMIN_KEY")?,
             model: about_this("HIVE_MODEL")?.or(file.model),

@@ -23,7 +23,11 @@ use self::{
     answer::pieces,
     refusal::{names_a_thing, no_control_plane, refused, silent, unreachable_at},
 };
-use crate::{config::Config, error::Failure, state};
+use crate::{
+    config::{self, Config},
+    error::Failure,
+    state,
+};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -43,9 +47,17 @@ pub struct Gateway {
 impl Gateway {
     /// The gateway that the configuration names, else the one that runs in the state folder.
     pub fn find(config: &Config) -> Result<Self, Failure> {
-        let named = config.control_url.as_deref();
+        let running = state::gateway(config);
+        // An address of this machine that is not the running gateway's of the named folder is another hive's, or of this
+        // one before it was started anew; and so is the key beside it.
+        let outlived = config.control_may_be_outlived
+            && running
+                .as_ref()
+                .zip(config.control_url.as_deref())
+                .is_some_and(|(run, url)| run.control_url != url && config::is_loopback(url));
+        let named = config.control_url.as_deref().filter(|_| !outlived);
         // A key file and an address in `run/` belong to this state folder's gateway; another one must not see them.
-        let ours = state::gateway(config).filter(|run| named.is_none_or(|url| run.control_url == url));
+        let ours = running.filter(|run| named.is_none_or(|url| run.control_url == url));
         let gateway = match (ours, named) {
             (Some(run), _) => Self::local(config, &run)?,
             (None, Some(url)) => Self::new(
@@ -62,11 +74,11 @@ impl Gateway {
             }
         };
         Ok(match &config.admin_key {
-            Some(key) => Self {
+            Some(key) if !outlived => Self {
                 admin_key: Some(key.clone()),
                 ..gateway
             },
-            None => gateway,
+            _ => gateway,
         })
     }
 

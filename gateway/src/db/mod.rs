@@ -109,7 +109,12 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
 
 /// An empty file is a new database; SQLite would make one that others may read.
 fn create_private(path: &Path) -> io::Result<()> {
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    match fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }

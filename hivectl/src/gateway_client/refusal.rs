@@ -93,7 +93,7 @@ pub fn unreachable_at(url: Result<&str, Failure>, error: reqwest::Error) -> Fail
     }
     Failure::other_side(
         format!("the gateway at {url} cannot be reached"),
-        "start it with `hivectl up`, or correct its URL",
+        "start it with `hivectl up`, or correct its URL (--control-url, HIVE_CONTROL_URL)",
     )
     .because(error.without_url())
 }
