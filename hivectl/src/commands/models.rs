@@ -1,6 +1,6 @@
 //! `hivectl models …`: what is in the store, what could be, and whether it still is what it was.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
@@ -223,7 +223,7 @@ async fn verify(config: &Config, output: &Output, names: &[ModelName]) -> Result
     }
     let mut verdicts = Vec::new();
     for manifest in manifests {
-        let problem = problem(&store, &manifest, output).await;
+        let problem = download::damage(&store, &manifest, output).await;
         if !output.is_json() {
             match &problem {
                 None => output.marked(Mark::Good, "ok", &manifest.name),
@@ -251,40 +251,6 @@ async fn verify(config: &Config, output: &Output, names: &[ModelName]) -> Result
             format!("fetch it anew with `hivectl models download --force {first}`"),
         )),
     }
-}
-
-/// Reads a model's files from the first byte to the last; what is wrong with them.
-async fn problem(store: &Store, manifest: &Manifest, output: &Output) -> Option<String> {
-    let folder = store.folder(&manifest.name);
-    let total = manifest.files.iter().map(|file| file.size).sum();
-    let bar = output.bar(Some(total), manifest.name.as_str());
-    let mut problem = None;
-    for file in &manifest.files {
-        let path = folder.join(&file.name);
-        problem = match fs::metadata(&path) {
-            Err(error) => Some(format!("{} cannot be read: {error}", path.display())),
-            Ok(found) if found.len() != file.size => Some(format!(
-                "{} should have {} bytes and has {}",
-                path.display(),
-                file.size,
-                found.len()
-            )),
-            Ok(_) => match download::digest(&path, |bytes| bar.inc(bytes)).await {
-                Err(error) => Some(format!("{} cannot be read: {error}", path.display())),
-                Ok(digest) if digest != file.sha256 => Some(format!(
-                    "the SHA-256 of {} should be {} and is {digest}",
-                    path.display(),
-                    file.sha256
-                )),
-                Ok(_) => None,
-            },
-        };
-        if problem.is_some() {
-            break;
-        }
-    }
-    bar.finish_and_clear();
-    problem
 }
 
 async fn remove(config: &Config, output: &Output, names: &[ModelName]) -> Result<(), Failure> {

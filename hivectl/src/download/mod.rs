@@ -6,6 +6,7 @@
 //! becomes a model before its size, digest and header are checked, and nothing is written outside `$HIVE_MODELS`.
 
 mod catalogue;
+mod damage;
 mod draft;
 mod error;
 mod gguf;
@@ -30,6 +31,7 @@ use crate::{config::Config, error::Failure, output::Output};
 
 pub use self::{
     catalogue::{Catalogue, Entry},
+    damage::damage,
     part::digest,
     store::{Manifest, Store, StoredFile},
     transfer::Patience,
@@ -165,8 +167,15 @@ async fn obtain(
 ) -> Result<(Model, bool)> {
     let store = Store::new(&config.models);
     let request = Request::read(config, &store, wanted, name)?;
+    let mut force = force;
     if !force && let Some(manifest) = request.in_store(&store)? {
-        return Ok((store.model(&manifest), false));
+        match damage::damage_since(&store, &manifest, out).await {
+            None => return Ok((store.model(&manifest), false)),
+            Some(problem) => {
+                out.note(format_args!("{} is damaged and fetched anew: {problem}", request.name));
+                force = true;
+            }
+        }
     }
     let waiting = || {
         out.note(format_args!(

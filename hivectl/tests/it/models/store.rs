@@ -42,6 +42,16 @@ fn a_file_from_the_hub_becomes_a_model_that_can_be_listed_shown_verified_and_rem
     assert_eq!(asked[0].path, "/org/repo/resolve/main/m.gguf");
     assert_eq!(asked[0].header("authorization"), Some("Bearer hf_secret"));
 
+    // Somebody wrote to it since: what its digest says is looked at again before anybody loads it.
+    let mut damaged = bytes.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, damaged).unwrap();
+    user.run(&["verify", "m"]).expect(1);
+    user.run(&["download", HUB_FILE])
+        .expect(0)
+        .says("damaged and fetched anew");
+    assert_eq!(user.run(&["verify", "m"]).expect(0).stdout, "ok m\n");
+
     user.run(&["rm", "m"]).expect(0);
     user.has_nothing();
     user.run(&["rm", "m"]).expect(2);
