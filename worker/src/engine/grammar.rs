@@ -11,6 +11,12 @@ use super::{
     tools::{self, Dialect},
 };
 
+/// So many tokens in a row that repeat themselves are a loop in which a small model has lost itself.
+const LOOP: usize = 48;
+
+/// Longest repetition that counts as one, in tokens.
+const LONGEST_PERIOD: usize = 16;
+
 /// What a grammar must know of a model.
 #[derive(Clone)]
 pub struct Grounds {
@@ -33,7 +39,7 @@ impl Grounds {
         };
         if let Some(schema) = &request.schema {
             self.follow(tools::json_grammar(schema))
-                .map_err(invalid("response_format".to_owned()))?;
+                .map_err(invalid("response_format.json_schema.schema".to_owned()))?;
         }
         for (place, tool) in request.tools.iter().flat_map(|tools| &tools.list) {
             let param = format!("tools[{place}].function.parameters");
@@ -63,6 +69,7 @@ impl Grounds {
             None => Ok(Guide {
                 matcher,
                 ends: self.ends.clone(),
+                lately: Vec::new(),
             }),
         }
     }
@@ -74,11 +81,16 @@ pub struct Guide {
     matcher: Matcher,
     /// The tokens that end an answer.
     ends: Arc<[u32]>,
+    /// The last tokens that came.
+    lately: Vec<u32>,
 }
 
 impl Guide {
-    /// Whether `token` may come next.
+    /// Whether `token` may come next. Inside a loop that must not end here, ask [`Self::rule_out`].
     pub fn allows(&mut self, token: u32) -> Result<bool, String> {
+        if self.is_lost() {
+            return Ok(false);
+        }
         let verdict = if self.ends.contains(&token) {
             self.matcher.is_accepting()
         } else {
@@ -87,17 +99,52 @@ impl Guide {
         verdict.map_err(|error| error.to_string())
     }
 
-    /// Rules out what may not come next; `logits` has one for each token of the vocabulary.
+    /// Whether the answer goes round in circles where the grammar does not let it end: inside a JSON text, mostly.
+    fn is_lost(&mut self) -> bool {
+        let lately = &self.lately;
+        let circles = |period: usize| {
+            lately
+                .iter()
+                .skip(period)
+                .zip(lately)
+                .all(|(one, before)| one == before)
+        };
+        lately.len() == LOOP && (1..=LONGEST_PERIOD).any(circles) && !self.may_end()
+    }
+
+    /// Rules out what may not come next; `logits` has one for each token of the vocabulary. Out of a loop only what
+    /// closes texts, lists and objects leads, if the grammar allows any of it.
     pub fn rule_out(&mut self, logits: &mut [f32]) -> Result<(), String> {
         let mask = self.matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
         let may_end = self.matcher.is_accepting().map_err(|error| error.to_string())?;
+        let size = u32::try_from(mask.len()).unwrap_or(u32::MAX);
+        let mut inside: Vec<u32> = (0..size).filter(|token| mask.is_allowed(*token)).collect();
+        if may_end {
+            inside.extend(self.ends.iter());
+        }
+        if self.is_lost() {
+            let vocabulary = self.matcher.tok_env().map_err(|error| error.to_string())?;
+            let closes = |token: &&u32| {
+                let bytes = vocabulary.tok_trie().token(**token);
+                !bytes.is_empty() && bytes.iter().all(|byte| b"\"]}".contains(byte))
+            };
+            let mut closing: Vec<u32> = inside.iter().filter(closes).copied().collect();
+            // Inside a text, brackets are text too.
+            let quotes = |token: &u32| vocabulary.tok_trie().token(*token).starts_with(b"\"");
+            if closing.iter().any(quotes) {
+                closing.retain(quotes);
+            }
+            if !closing.is_empty() {
+                inside = closing;
+            }
+        }
         let mut left = false;
-        for (token, logit) in (0_u32..).zip(logits) {
-            let inside = (token as usize) < mask.len() && mask.is_allowed(token);
-            if inside || (may_end && self.ends.contains(&token)) {
+        let before = logits.to_vec();
+        logits.fill(f32::NEG_INFINITY);
+        for token in inside {
+            if let (Some(logit), Some(before)) = (logits.get_mut(token as usize), before.get(token as usize)) {
+                *logit = *before;
                 left = true;
-            } else {
-                *logit = f32::NEG_INFINITY;
             }
         }
         if left {
@@ -117,6 +164,10 @@ impl Guide {
         if self.ends.contains(&token) {
             return Ok(true);
         }
+        if self.lately.len() == LOOP {
+            self.lately.remove(0);
+        }
+        self.lately.push(token);
         self.matcher.consume_token(token).map_err(|error| error.to_string())?;
         Ok(self.matcher.is_stopped())
     }

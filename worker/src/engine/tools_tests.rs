@@ -153,6 +153,38 @@ fn json_has_no_white_space_to_get_lost_in_and_no_uninvited_keys() {
 }
 
 #[test]
+fn a_text_that_goes_round_in_circles_is_closed() {
+    let object = json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]});
+    let left_after = |text: &str| {
+        let mut guide = grounds(Dialect::Hermes)
+            .guide(&ask(None, Some(object.clone())))
+            .unwrap()
+            .unwrap();
+        for byte in text.bytes() {
+            guide.take(byte.into()).unwrap();
+        }
+        let mut logits = vec![0.0; 256];
+        guide.rule_out(&mut logits).unwrap();
+        (0..=u8::MAX).filter(|byte| logits[usize::from(*byte)] == 0.0).count()
+    };
+    let begun = r#"{"a": ""#;
+    assert!(
+        left_after(&format!("{begun}{}", "to be or not ".repeat(3))) > 90,
+        "three times may be meant"
+    );
+    assert_eq!(
+        left_after(&format!("{begun}{}", "to be or not ".repeat(4))),
+        1,
+        "only the quote is left"
+    );
+    assert_eq!(
+        left_after(&format!("{begun}{}", "\\n".repeat(24))),
+        1,
+        "of white space too"
+    );
+}
+
+#[test]
 fn a_schema_that_cannot_be_kept_is_refused_with_its_place() {
     let refused = |request: &Request| match grounds(Dialect::Hermes).guide(request).err() {
         Some(EngineError::Invalid { param, .. }) => param,
@@ -175,12 +207,12 @@ fn a_schema_that_cannot_be_kept_is_refused_with_its_place() {
     );
     assert_eq!(
         refused(&ask(None, Some(json!({"$ref": "#/$defs/none"})))),
-        "response_format"
+        "response_format.json_schema.schema"
     );
     let unique = json!({"type": "object", "properties": {"x": {"type": "array", "uniqueItems": true}}});
     assert_eq!(
         refused(&ask(None, Some(unique.clone()))),
-        "response_format",
+        "response_format.json_schema.schema",
         "strict keeps every keyword"
     );
     let lenient = Tools {

@@ -155,7 +155,10 @@ async fn a_schema_is_kept_to_and_a_bad_one_refused() {
         (refused.status.as_u16(), refused.code()),
         (400, "invalid_request".to_owned())
     );
-    assert_eq!(refused.json()["error"]["param"], "response_format");
+    assert_eq!(
+        refused.json()["error"]["param"],
+        "response_format.json_schema.schema.type"
+    );
 }
 
 #[tokio::test]

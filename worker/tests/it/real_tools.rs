@@ -168,3 +168,21 @@ async fn a_model_that_chats_makes_no_embeddings() {
     assert_eq!(refused.status.as_u16(), 400);
     assert!(message.contains("`m` answers in words"), "{message}");
 }
+
+#[tokio::test]
+async fn a_text_in_which_the_model_loses_itself_comes_to_an_end() {
+    let worker = real(&[]).await;
+    let texts = json!({"to": {"type": "string"}, "subject": {"type": "string"}, "body": {"type": "string"}});
+    let mail = json!({"type": "function", "function": {"name": "send_email", "description": "Send an email",
+        "parameters": {"type": "object", "properties": texts, "required": ["to", "subject", "body"]}}});
+    let more = json!({"tools": [mail], "tool_choice": {"type": "function", "function": {"name": "send_email"}},
+        "parallel_tool_calls": false, "max_tokens": 400});
+    let answer = worker.ask(&calling("Write Bob a mail about lunch", more)).await;
+    let said = answer.choice(0);
+    assert_eq!(said.finish, "tool_calls", "{said:?}");
+    let arguments: Value = serde_json::from_str(&said.calls[0].arguments).unwrap();
+    assert!(
+        ["to", "subject", "body"].iter().all(|key| arguments[key].is_string()),
+        "{arguments}"
+    );
+}
