@@ -134,13 +134,14 @@ async fn joining(config: &Config, worker: &Worker, control: &Control) -> Result<
 type Loading = JoinHandle<Result<Arc<dyn Engine>, LoadError>>;
 
 fn start_loading(config: &Config, worker: &Arc<Worker>) -> Loading {
-    let engine = &config.engine;
+    let wanted = &config.engine;
     let spec = Spec {
-        device: engine.device,
-        model_path: engine.model_path.clone(),
-        context_length: engine.context_length,
-        slots: engine.slots(),
-        script: engine.script.clone(),
+        device: wanted.device,
+        model_path: wanted.model_path.clone(),
+        context_length: wanted.context_length,
+        slots: wanted.slots(),
+        script: wanted.script.clone(),
+        variables: engine::environment(wanted),
     };
     let reporter = worker.clone();
     tokio::spawn(engine::load(

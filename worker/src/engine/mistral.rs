@@ -136,13 +136,9 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         structured_output: !embeds,
         vision: false,
     });
-    let dense = std::env::var_os("CANDLE_DEQUANTIZE_ALL").is_some();
-    let settings = [
-        ENGINE,
-        &spec.device.to_string(),
-        &context.to_string(),
-        if dense { "dense" } else { "packed" },
-    ];
+    let (device, context_length) = (spec.device.to_string(), context.to_string());
+    let mut settings = vec![ENGINE, &device, &context_length];
+    settings.extend(spec.variables.iter().flat_map(|(name, value)| [*name, value.as_str()]));
     let fingerprint = fingerprint::of(path, &settings).map_err(|source| LoadError::Unreadable {
         path: path.to_owned(),
         source,

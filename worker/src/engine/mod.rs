@@ -200,6 +200,8 @@ pub struct Spec {
     pub slots: u32,
     /// What the scripted engine plays.
     pub script: Option<PathBuf>,
+    /// What the engine's libraries read from the environment.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 /// Takes what loading has to say: a few words, and how far it is from 0 to 1.

@@ -127,6 +127,25 @@ fn a_model_that_may_call_says_what_it_likes_but_a_call_it_began_is_held() {
 }
 
 #[test]
+fn a_mark_that_is_a_token_of_its_own_must_come_as_that_token() {
+    let (open, close) = (256, 257);
+    let special = |mark: &str| Some(if mark.starts_with("</") { close } else { open });
+    let follows = |must: bool, before: &str| {
+        let grammar = grammar(&tools(must, true), Dialect::Hermes, None, special);
+        let mut guide = grounds(Dialect::Hermes).follow(grammar).unwrap();
+        let call = NOW.bytes().map(u32::from);
+        let tokens = before.bytes().map(u32::from).chain([open]).chain(call).chain([close]);
+        tokens
+            .into_iter()
+            .all(|token| guide.allows(token).unwrap() && guide.take(token).is_ok())
+            && guide.may_end()
+    };
+    assert!(follows(true, "") && follows(false, "") && follows(false, "Let me see.\n"));
+    assert!(!follows(true, "Let me see."), "nothing but calls");
+    assert!(follows(false, "<tool_call>"), "spelled out, it is text");
+}
+
+#[test]
 fn an_answer_in_json_or_a_call_is_one_or_the_other() {
     let either = ask(
         Some(tools(false, true)),
