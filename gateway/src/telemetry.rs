@@ -62,7 +62,12 @@ pub fn init(log: &Log) -> Result<(), ParseError> {
 
 /// The id of a request: the client's own if it is sane, else one of ours.
 #[derive(Debug, Clone)]
-pub struct RequestId(pub Arc<str>);
+pub struct RequestId {
+    /// The id.
+    pub id: Arc<str>,
+    /// Whether we made it; one of a client's may come twice.
+    pub is_ours: bool,
+}
 
 /// What handlers add to a request's access-log line.
 #[derive(Debug, Clone, Default)]
@@ -99,9 +104,14 @@ impl AccessLog {
 /// Middleware: gives the request its id, and writes its line when the last byte of the answer is gone.
 pub async fn access_log(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let id = sane_id(request.headers().get(&REQUEST_ID)).unwrap_or_else(new_id);
+    let clients = sane_id(request.headers().get(&REQUEST_ID));
+    let is_ours = clients.is_none();
+    let id = clients.unwrap_or_else(new_id);
     let log = AccessLog::default();
-    request.extensions_mut().insert(RequestId(id.clone()));
+    request.extensions_mut().insert(RequestId {
+        id: id.clone(),
+        is_ours,
+    });
     request.extensions_mut().insert(log.clone());
     // Written when dropped: also if the client leaves before there is an answer.
     let mut line = Line {

@@ -83,14 +83,17 @@ impl FromRequest<AppState> for Asked {
             return Err(ApiError::ShuttingDown);
         }
         let missing = |_| ApiError::Internal("a request without its id".into());
-        let Extension(RequestId(correlation_id)) = request.extract_parts().await.map_err(missing)?;
+        let Extension(RequestId {
+            id: correlation_id,
+            is_ours,
+        }) = request.extract_parts().await.map_err(missing)?;
         let Extension(log) = request.extract_parts().await.map_err(missing)?;
         let deadline = deadline(request.headers())?;
         // The client's own id may come twice; the books need one that does not.
-        let id = if request.headers().contains_key(telemetry::REQUEST_ID) {
-            telemetry::new_id()
-        } else {
+        let id = if is_ours {
             correlation_id.clone()
+        } else {
+            telemetry::new_id()
         };
         Ok(Self {
             bytes: body::read(request.into_body(), DATA_LIMIT, state).await?,

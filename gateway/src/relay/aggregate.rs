@@ -71,8 +71,9 @@ fn take_all(opened: &mut Opened<Answer>, whole: &mut Whole) -> Option<Result<(),
                 return Some(Ok(()));
             }
             Event::Error(error) => {
-                opened.lease.report(Outcome::Failed, Some(error.message.clone()));
-                return Some(Err(ApiError::WorkerFailed(error.message)));
+                let message = error.message.clone();
+                opened.failed(error);
+                return Some(Err(ApiError::WorkerFailed(message)));
             }
         }
     }

@@ -14,7 +14,7 @@ pub mod sse;
 pub mod upstream;
 mod watch;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use axum::{
     body::Body,
@@ -204,7 +204,10 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
         };
         let lease = match (state.dispatcher.acquire(ask).await, last.take()) {
             (Ok(lease), _) => lease,
-            // Nobody else is there to try: what the last one did is the news.
+            // Nobody else is there to try: what the last one did is the news, unless it only had no room.
+            (Err(_), Some(Failure::Away(_))) => {
+                return Err(ApiError::NoSlot(NoSlot::QueueFull, call.model.to_string()));
+            }
             (Err(NoSlot::NoWorker | NoSlot::Loading), Some(failure)) => return Err(failure.into()),
             (Err(no_slot), _) => return Err(ApiError::NoSlot(no_slot, call.model.to_string())),
         };
@@ -228,6 +231,7 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
                 tokio::time::sleep(BUSY_PAUSE).await;
                 continue;
             }
+            Failure::Away(_) => lease.report(Outcome::Fine, None),
             Failure::Connect(why) | Failure::Lost(why) => lease.report(Outcome::Broken, Some(why.clone())),
             Failure::Bad(why) | Failure::Silent(why) => lease.report(Outcome::Failed, Some(why.clone())),
         }
@@ -245,8 +249,11 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
         };
         // A worker that died is tried once more elsewhere whatever the budget says.
         let free = matches!(failure, Failure::Connect(_) | Failure::Lost(_));
-        if tried.len() >= limit || !(free || state.upstream.retry_is_affordable(state.books.open_entries())) {
-            return Err(failure.into());
+        if tried.len() >= limit || !(free || state.upstream.may_retry(state.books.open_entries())) {
+            return Err(match failure {
+                Failure::Away(_) => ApiError::NoSlot(NoSlot::QueueFull, call.model.to_string()),
+                failure => failure.into(),
+            });
         }
         last = Some(failure);
     }
@@ -266,13 +273,5 @@ async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lea
     match tokio::time::timeout(limit, opening).await {
         Ok(result) => result,
         Err(_) => Err(Failure::Silent(format!("no event within {} s", limit.as_secs()))),
-    }
-}
-
-impl upstream::Upstream {
-    /// At most a fifth of the open requests, or three, may be retries at a time (Envoy's retry budget).
-    fn retry_is_affordable(&self, open: usize) -> bool {
-        let window = self.retries_lately(Instant::now());
-        window.load(Ordering::Relaxed) <= (open / 5).max(3)
     }
 }

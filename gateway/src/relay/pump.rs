@@ -138,12 +138,9 @@ impl Pump {
                 }
                 Event::Error(error) => {
                     opened.count();
-                    opened.lease.report(Outcome::Failed, Some(error.message.clone()));
-                    opened
-                        .entry
-                        .end(RequestState::Failed, error.code.as_deref().or(Some("worker_failed")));
-                    let json = serde_json::to_string(&wire::ErrorEnvelope { error }).unwrap_or_default();
-                    frame.extend_from_slice(format!("data: {json}\n\n").as_bytes());
+                    opened.failed(error);
+                    settle(&mut opened.entry, &ApiError::WorkerLost);
+                    frame.extend_from_slice(ApiError::WorkerLost.event().as_bytes());
                     return Relayed::Last(frame.freeze());
                 }
             }
@@ -154,6 +151,18 @@ impl Pump {
 }
 
 impl Opened<Answer> {
+    /// The worker has ended its answer with an error: whose words are for the log, since they may name paths of its host.
+    pub fn failed(&mut self, error: wire::ErrorBody) {
+        tracing::warn!(
+            worker = self.lease.target().id.as_str(),
+            request = self.entry.id(),
+            code = error.code,
+            cause = error.message,
+            "a worker ended its answer with an error"
+        );
+        self.lease.report(Outcome::Failed, Some(error.message));
+    }
+
     /// Brings the books' token counts up to date: the worker's own count, else the tokens that passed.
     pub fn count(&mut self) {
         let progress = &self.reply.progress;

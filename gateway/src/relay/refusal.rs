@@ -38,7 +38,8 @@ fn judge(status: StatusCode, error: Option<ErrorBody>, target: WorkerKind, kind:
     let code = error.as_ref().and_then(|e| e.code.as_deref()).unwrap_or_default();
     match status.as_u16() {
         503 if code == "busy" => Failure::Busy,
-        429 if attached => Failure::Bad("it answered 429: it has no room for us".into()),
+        503 if !attached && ["loading", "shutting_down"].contains(&code) => Failure::Away(format!("it is {code}")),
+        429 if attached => Failure::Away("it answered 429".into()),
         409 if !attached => Failure::Lost(format!("it answered 409 {code}")),
         400 | 413 | 415 | 422 => {
             let error = error.unwrap_or_else(|| {
@@ -187,7 +188,8 @@ mod tests {
     fn only_a_clients_own_fault_reaches_the_client() {
         let refused = |status: u16, target| judge(StatusCode::from_u16(status).unwrap(), None, target, Kind::Chat);
         assert!(matches!(refused(422, WorkerKind::Attached), Failure::Client(..)));
-        for status in [301, 401, 403, 404, 429, 500, 503] {
+        assert!(matches!(refused(429, WorkerKind::Attached), Failure::Away(_)));
+        for status in [301, 401, 403, 404, 500, 503] {
             assert!(
                 matches!(refused(status, WorkerKind::Attached), Failure::Bad(_)),
                 "{status}"

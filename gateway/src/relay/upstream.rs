@@ -2,11 +2,7 @@
 //!
 //! No proxy from the environment, no redirects, no cookies; it never chooses a worker and never retries.
 
-use std::sync::Mutex;
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -36,9 +32,28 @@ pub struct Upstream {
 
 /// Retries of the current window; shared by all threads.
 #[derive(Debug, Default)]
-pub struct Retries {
-    count: Arc<AtomicUsize>,
-    since: Mutex<Option<Instant>>,
+pub struct Retries(Mutex<Window>);
+
+#[derive(Debug, Default)]
+struct Window {
+    since: Option<Instant>,
+    count: usize,
+}
+
+impl Retries {
+    /// Takes one retry, if fewer than `most` were taken lately.
+    fn take(&self, most: usize, now: Instant) -> bool {
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.since.is_none_or(|since| now - since > RETRY_WINDOW) {
+            *window = Window {
+                since: Some(now),
+                count: 0,
+            };
+        }
+        let is_affordable = window.count < most;
+        window.count += usize::from(is_affordable);
+        is_affordable
+    }
 }
 
 /// How an attempt failed before the first event.
@@ -54,6 +69,8 @@ pub enum Failure {
     Silent(String),
     /// The worker's slots are all taken.
     Busy,
+    /// The worker has no room for us at present, or is on its way out; that is no fault of its health.
+    Away(String),
     /// The worker says the request is at fault.
     Client(StatusCode, ErrorBody),
 }
@@ -62,7 +79,7 @@ impl Failure {
     /// What went wrong, for the log.
     pub fn cause(&self) -> &str {
         match self {
-            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) | Self::Silent(why) => why,
+            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) | Self::Silent(why) | Self::Away(why) => why,
             Self::Busy => "all slots are taken",
             Self::Client(_, body) => &body.message,
         }
@@ -134,19 +151,9 @@ impl Upstream {
         }
     }
 
-    /// The retries of the last ten seconds, with this one.
-    pub fn retries_lately(&self, now: Instant) -> Arc<AtomicUsize> {
-        let mut since = self
-            .retries
-            .since
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if since.is_none_or(|start| now - start > RETRY_WINDOW) {
-            *since = Some(now);
-            self.retries.count.store(0, Ordering::Relaxed);
-        }
-        self.retries.count.fetch_add(1, Ordering::Relaxed);
-        self.retries.count.clone()
+    /// Takes a retry from the budget: a fifth of the open requests, or three, in ten seconds (Envoy's retry budget).
+    pub fn may_retry(&self, open: usize) -> bool {
+        self.retries.take((open / 5).max(3), Instant::now())
     }
 
     /// The client itself, for probes and model lists of attached servers.

@@ -308,8 +308,14 @@ async fn errors_of_a_server_come_back_in_the_envelope() {
         .refused(400, "context_length_exceeded")
         .await;
     assert_eq!(error["param"], "messages");
+    // That it has no room for us is no fault of its health.
     server.answers(Script::answers(429, "application/json", "{}"));
-    hive.chat("x").send().await.refused(502, "worker_failed").await;
+    for _more_than_an_ejection_needs in 0..4 {
+        let full = hive.chat("x").send().await;
+        assert!(!full.header("retry-after").is_empty());
+        full.refused(503, "queue_full").await;
+    }
+    assert_eq!(hive.workers().await[0]["state"], "ready");
 }
 
 #[tokio::test]

@@ -156,33 +156,35 @@ async fn what_came_whole_before_the_fault_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_workers_own_error_event_ends_the_stream_as_its_last_word() {
+async fn a_workers_own_error_event_is_a_loss_to_the_client_and_told_in_the_log() {
     let hive = Hive::start().await;
-    let error = json!({"error": {"message": "out of memory", "type": "server_error", "param": null, "code": "oom"}});
-    let script = Script::begins(&["a"]).event(&error).token("never").hang();
-    let worker = hive.worker("a").script([script]).join().await;
-    let mut reply = hive.chat("m").stream().send().await;
-    reply.until("a").await;
-    let told = reply.broken("oom").await;
-    assert_eq!(told["message"], "out of memory");
+    let worker = hive.worker("a").script([Script::says(&["unused"])]).join().await;
+    for error in [
+        json!({"error": {"message": "out of memory on /secret", "type": "server_error", "param": null, "code": "oom"}}),
+        json!({"error": "out of memory on /secret"}),
+        json!({"error": {"message": "out of memory on /secret", "code": 500}}),
+    ] {
+        worker
+            .server
+            .answers(Script::begins(&["a"]).event(&error).token("never").hang());
+        let mut reply = hive.chat("m").stream().send().await;
+        reply.until("a").await;
+        let told = reply.broken("worker_lost").await;
+        assert_eq!(told["type"], "upstream_error");
+        assert!(!told["message"].as_str().unwrap().contains("secret"), "{told}");
+    }
     worker.server.call(0).await.gone().await;
+    hive.logged("what the worker said", |line| {
+        line["cause"]
+            .as_str()
+            .is_some_and(|cause| cause.contains("out of memory"))
+    })
+    .await;
     let request = &hive.requests().await[0];
     assert_eq!(
         (&request["state"], &request["error"]),
-        (&json!("failed"), &json!("oom"))
+        (&json!("failed"), &json!("worker_lost"))
     );
-    // What it leaves out is filled in.
-    for bare in [
-        json!({"error": "boom"}),
-        json!({"error": {"message": "boom", "code": 500}}),
-    ] {
-        worker.server.answers(Script::begins(&["a"]).event(&bare).hang());
-        let told = hive.chat("m").stream().send().await.broken("worker_failed").await;
-        assert_eq!(
-            (&told["message"], &told["type"]),
-            (&json!("boom"), &json!("upstream_error"))
-        );
-    }
 }
 
 #[tokio::test]
