@@ -36,6 +36,14 @@ pub struct Moods {
     /// Statuses for the next heartbeats.
     pub heartbeats: VecDeque<StatusCode>,
     pub drain: bool,
+    /// How often it wants heartbeats; 0: every 100 ms.
+    pub interval_ms: u64,
+}
+
+impl Moods {
+    fn interval_ms(&self) -> u64 {
+        if self.interval_ms == 0 { 100 } else { self.interval_ms }
+    }
 }
 
 struct Inner {
@@ -170,7 +178,7 @@ async fn register(
         id,
         epoch,
         credential,
-        heartbeat_interval_ms: 100,
+        heartbeat_interval_ms: inner.moods.lock().unwrap().interval_ms(),
     })
     .into_response()
 }
@@ -183,7 +191,7 @@ async fn heartbeat(State(inner): State<Arc<Inner>>, Path(id): Path<String>, Json
         Some(status) => refusal(status),
         None => Json(HeartbeatReply {
             drain: moods.drain,
-            heartbeat_interval_ms: 100,
+            heartbeat_interval_ms: moods.interval_ms(),
         })
         .into_response(),
     }

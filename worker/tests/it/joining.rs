@@ -51,6 +51,27 @@ async fn a_worker_joins_before_its_model_is_loaded_and_reports_on_the_load() {
 }
 
 #[tokio::test]
+async fn a_load_is_seen_to_move_however_seldom_heartbeats_are_wanted() {
+    let gateway = Gateway::start().await;
+    gateway.mood(|moods| moods.interval_ms = 60_000);
+    let _worker = gateway.worker(json!({"load_ms": 2500}), &[]).await;
+    let moved = |seen: &super::gateway::Seen| {
+        let loading = seen.heartbeats.iter().filter(|beat| beat.state == WorkerState::Loading);
+        let progress: Vec<f32> = loading.filter_map(|beat| beat.progress).collect();
+        let grows = progress.windows(2).filter(|two| two[1] > two[0]).count();
+        (grows >= 2).then_some(())
+    };
+    gateway.sees("progress", moved).await;
+    let ready = |seen: &super::gateway::Seen| {
+        seen.heartbeats
+            .iter()
+            .any(|b| b.state == WorkerState::Ready)
+            .then_some(())
+    };
+    gateway.sees("a ready worker", ready).await;
+}
+
+#[tokio::test]
 async fn a_forgotten_worker_registers_again_with_its_own_credential() {
     for status in [StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED] {
         let gateway = Gateway::start().await;
