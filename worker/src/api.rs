@@ -133,14 +133,18 @@ async fn ready<'a>(worker: &'a Worker, headers: &HeaderMap) -> Result<&'a Arc<dy
     }
 }
 
-/// What the engine makes of a request before it takes a slot.
-async fn prepare<T>(worker: &Worker, work: impl Future<Output = Result<T, EngineError>>) -> Result<T, Refusal> {
+/// What the engine makes of a request before it takes a slot; `param` is the field that holds the prompt.
+async fn prepare<T>(
+    worker: &Worker,
+    param: &'static str,
+    work: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, Refusal> {
     tokio::select! {
         prepared = work => prepared.map_err(|error| {
             if let EngineError::Stuck(reason) = &error {
                 worker.break_down(reason);
             }
-            Refusal::of(error, &worker.model)
+            Refusal::of(error, &worker.model, param)
         }),
         // Preparing may have to wait for a prefill; no use, where there is no slot afterwards.
         () = worker.stays_full() => Err(Refusal::Busy),
@@ -171,9 +175,10 @@ async fn answer(
         include_usage,
         form,
     } = order;
+    let param = if form == Form::Chat { "messages" } else { "prompt" };
     let mut prompts: Vec<Prepared> = Vec::with_capacity(requests.len());
     for request in requests {
-        prompts.push(prepare(worker, engine.prepare(request)).await?);
+        prompts.push(prepare(worker, param, engine.prepare(request)).await?);
     }
     let prompt_tokens = prompts.iter().map(Prepared::prompt_tokens).sum();
     let slot = take_slot(worker).await?;

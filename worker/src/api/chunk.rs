@@ -253,7 +253,7 @@ struct Usage {
     completion_tokens_details: CompletionDetails,
 }
 
-/// Nothing is kept from one prompt to the next.
+/// On a CPU nothing is kept from one prompt to the next; elsewhere the engine does not tell.
 #[derive(Debug, Default, Serialize)]
 struct PromptDetails {
     cached_tokens: u32,

@@ -57,12 +57,12 @@ pub async fn embed(
     let engine = ready(&worker, &headers).await?;
     let asked = EmbeddingRequest::read(&body?)?;
     check_model(asked.model.as_ref(), &worker.model)?;
-    let tokens = prepare(&worker, engine.prepare_embedding(asked.inputs)).await?;
+    let tokens = prepare(&worker, "input", engine.prepare_embedding(asked.inputs)).await?;
     let prompt_tokens = u32::try_from(tokens.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
     let slot = take_slot(&worker).await?;
     let _present = worker.answers.token();
     let vectors = tokio::select! {
-        vectors = engine.embed(tokens, slot) => vectors.map_err(|error| Refusal::of(error, &worker.model))?,
+        vectors = engine.embed(tokens, slot) => vectors.map_err(|error| Refusal::of(error, &worker.model, "input"))?,
         () = worker.stop.cancelled() => return Err(Refusal::ShuttingDown),
     };
     let mut data = Vec::with_capacity(vectors.len());

@@ -23,6 +23,8 @@ pub enum Refusal {
     Unsupported { param: &'static str, message: String },
     /// Prompt and answer do not fit.
     ContextLength {
+        /// The field that holds the prompt.
+        param: &'static str,
         context: u32,
         prompt: u32,
         asked: Option<u32>,
@@ -104,7 +106,7 @@ impl Refusal {
             Self::Faults(faults) => faults.param().map(str::to_owned),
             Self::Invalid { param, .. } => Some(param.clone()),
             Self::Unsupported { param, .. } => Some((*param).to_owned()),
-            Self::ContextLength { .. } => Some("messages".to_owned()),
+            Self::ContextLength { param, .. } => Some((*param).to_owned()),
             Self::WrongModel | Self::Unsuited { .. } => Some("model".to_owned()),
             _ => None,
         }
@@ -115,18 +117,20 @@ impl Refusal {
             Self::Faults(faults) => faults.to_string(),
             Self::Invalid { message, .. } | Self::Unsupported { message, .. } => message.clone(),
             Self::ContextLength {
+                param,
                 context,
                 prompt,
                 asked: Some(asked),
             } => format!(
-                "This model's context holds {context} tokens, but {prompt} tokens of messages and {asked} of answer \
-                 were asked for. Shorten the messages or lower max_tokens."
+                "This model's context holds {context} tokens, but {prompt} tokens of {param} and {asked} of answer were \
+                 asked for. Shorten `{param}` or lower max_tokens."
             ),
             Self::ContextLength {
+                param,
                 context,
                 prompt,
                 asked: None,
-            } => format!("This model's context holds {context} tokens, but the messages have {prompt}. Shorten them."),
+            } => format!("This model's context holds {context} tokens, but `{param}` has {prompt}. Shorten it."),
             Self::WrongModel => "This worker does not serve that model.".to_owned(),
             Self::Unsuited { model, does } => {
                 format!("The model `{model}` {does} and can do nothing else; choose another model for this.")
@@ -147,10 +151,15 @@ impl Refusal {
 }
 
 impl Refusal {
-    /// What the engine of `model` says no to.
-    pub fn of(error: EngineError, model: &ModelName) -> Self {
+    /// What the engine of `model` says no to; `param` is the field that holds the prompt.
+    pub fn of(error: EngineError, model: &ModelName, param: &'static str) -> Self {
         match error {
-            EngineError::ContextLength { context, prompt, asked } => Self::ContextLength { context, prompt, asked },
+            EngineError::ContextLength { context, prompt, asked } => Self::ContextLength {
+                param,
+                context,
+                prompt,
+                asked,
+            },
             EngineError::Invalid { param, message } => Self::Invalid { param, message },
             EngineError::Unsuited { does } => Self::Unsuited {
                 model: model.clone(),

@@ -131,4 +131,23 @@ async fn what_is_not_done_is_said() {
         );
         assert_eq!(refused.json()["error"]["param"], param);
     }
+    for (path, body, param) in [
+        (
+            "/v1/completions",
+            json!({"model": "m", "prompt": "w ".repeat(5000)}),
+            "prompt",
+        ),
+        (
+            "/v1/embeddings",
+            json!({"model": "m", "input": "w ".repeat(5000)}),
+            "input",
+        ),
+    ] {
+        let refused = worker.post(path, &body).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.code()),
+            (400, "context_length_exceeded".to_owned())
+        );
+        assert_eq!(refused.json()["error"]["param"], param);
+    }
 }
