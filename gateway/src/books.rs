@@ -15,6 +15,11 @@ use tokio_util::sync::CancellationToken;
 use wire::{RequestState, RequestView, WorkerId};
 
 use crate::{
+    audit::{
+        journal::{Journal, Unavailable},
+        record::{Actor, Event, Kind, Object, Outcome, Times, Usage},
+        recorder::Recorder,
+    },
     db::{self, DbError},
     limits::Reservation,
     metrics,
@@ -54,6 +59,12 @@ pub struct Entry {
     pub reservation: Option<Reservation>,
     /// An operator wants the request to end.
     pub cancel: CancellationToken,
+    /// Where its end is recorded, once its start is.
+    journal: Option<Journal>,
+    /// By whom it is recorded.
+    actor: Option<Actor>,
+    epoch: Option<i64>,
+    queued_ms: Option<i64>,
 }
 
 impl Books {
@@ -82,7 +93,6 @@ impl Books {
             total_ms: None,
             error: None,
         };
-        self.post(&view);
         let cancel = CancellationToken::new();
         let running = Running {
             key_id: view.key_id.clone(),
@@ -95,6 +105,10 @@ impl Books {
             books: self.clone(),
             reservation: None,
             cancel,
+            journal: None,
+            actor: None,
+            epoch: None,
+            queued_ms: None,
         }
     }
 
@@ -139,8 +153,71 @@ impl Entry {
         &self.view.id
     }
 
-    /// The worker that has it now.
-    pub fn worker(&mut self, worker: &WorkerId) {
+    /// Puts the start on the record, for this person, and then into the books; in mode `eu-strict` it is on the disk when this returns.
+    pub async fn on_record(
+        &mut self,
+        recorder: &Recorder,
+        subject: &str,
+        correlation: &str,
+    ) -> Result<(), Unavailable> {
+        if !recorder.journal.is_on() {
+            self.books.post(&self.view);
+            return Ok(());
+        }
+        let mut event = self.event(Kind::RequestStart);
+        event.correlation = Some(correlation.to_owned()).filter(|correlation| *correlation != self.view.id);
+        // Set before the wait: a client that leaves during it has an end, too.
+        self.journal = Some(recorder.journal.clone());
+        let recorded = async {
+            event.actor = Some(recorder.actor(&self.view.key_id, subject).await?);
+            self.actor.clone_from(&event.actor);
+            recorder.journal.before_serving(event).await
+        }
+        .await;
+        if recorded.is_ok() {
+            self.books.post(&self.view);
+        } else {
+            self.journal = None;
+            self.end(RequestState::Failed, Some("audit_unavailable"));
+        }
+        recorded
+    }
+
+    fn event(&self, kind: Kind) -> Event {
+        let mut event = Event::now(kind).on(Object {
+            model: Some(self.view.model.clone()),
+            worker: self.view.worker.as_ref().map(ToString::to_string),
+            epoch: self.epoch,
+            ..Object::default()
+        });
+        event.req = Some(self.view.id.clone());
+        event.actor.clone_from(&self.actor);
+        event
+    }
+
+    /// How it ended, as the journal keeps it.
+    fn ending(&self) -> Event {
+        let mut event = self.event(Kind::RequestEnd);
+        event.outcome = Some(Outcome {
+            state: self.view.state.as_str().to_owned(),
+            code: self.view.error.clone(),
+        });
+        event.usage = Some(Usage {
+            prompt: self.view.prompt_tokens,
+            completion: self.view.completion_tokens,
+        });
+        event.t = Some(Times {
+            queue: self.queued_ms,
+            ttft: self.view.ttft_ms,
+            total: self.view.total_ms,
+        });
+        event
+    }
+
+    /// The worker that has it now, under this epoch.
+    pub fn worker(&mut self, worker: &WorkerId, epoch: i64) {
+        self.epoch = Some(epoch);
+        self.queued_ms.get_or_insert(millis(self.started.elapsed()));
         self.view.worker = Some(worker.clone());
         self.view.state = RequestState::Running;
         self.books.post(&self.view);
@@ -179,6 +256,9 @@ impl Drop for Entry {
         metrics::settled(&self.view);
         self.books.lock().remove(&self.view.id);
         self.books.post(&self.view);
+        if let Some(journal) = self.journal.take() {
+            journal.record(self.ending());
+        }
     }
 }
 
@@ -249,7 +329,7 @@ mod tests {
     async fn an_entry_dropped_open_is_settled_as_cancelled_with_what_was_counted() {
         let (_dir, db, books) = books().await;
         let mut entry = books.admit("req_1", "key", "m");
-        entry.worker(&"w".parse().unwrap());
+        entry.worker(&"w".parse().unwrap(), 1);
         entry.tokens(Some(7), Some(3));
         assert_eq!(books.open_entries(), 1);
         drop(entry);
@@ -265,7 +345,8 @@ mod tests {
     #[tokio::test]
     async fn what_ran_when_the_gateway_died_is_closed_as_aborted() {
         let (dir, db, books) = books().await;
-        let entry = books.admit("req_1", "key", "m");
+        let mut entry = books.admit("req_1", "key", "m");
+        entry.worker(&"w".parse().unwrap(), 1);
         books.flush().await;
         let again = db::open(&dir.path().join("hive.db")).await.unwrap();
         assert_eq!(db::requests::abort_open(&again).await.unwrap(), 1);

@@ -2,6 +2,8 @@
 //!
 //! Flag > environment (`HIVE_GATEWAY__SECTION__KEY`) > file > default. It starts nothing.
 
+mod audit;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -12,6 +14,8 @@ use axum::http::Uri;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
+
+pub use self::audit::{Audit, Mode};
 
 /// The gateway's command line.
 #[derive(Debug, Clone, Parser)]
@@ -33,6 +37,12 @@ pub struct Args {
     /// Address of the control plane [default: 127.0.0.1:7412]
     #[arg(long, value_name = "IP:PORT")]
     pub control_listen: Option<SocketAddr>,
+    /// What is recorded in the audit journal [default: metadata]
+    #[arg(long, value_name = "MODE")]
+    pub audit: Option<Mode>,
+    /// Where checkpoints of the audit journal are kept, if the configuration names no place
+    #[arg(long, value_name = "FILE")]
+    pub anchor_file: Option<PathBuf>,
     /// Check the configuration, print nothing, exit 0 if it is good
     #[arg(long)]
     pub check: bool,
@@ -55,6 +65,8 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// How answers travel.
     pub relay: Relay,
+    /// What is recorded.
+    pub audit: Audit,
     /// What is logged.
     pub log: Log,
 }
@@ -319,6 +331,12 @@ impl Args {
         if let Some(listen) = self.control_listen {
             config.control.listen = listen;
         }
+        if let Some(mode) = self.audit {
+            config.audit.mode = mode;
+        }
+        if config.audit.anchor_file.is_none() && config.audit.anchor_command.is_empty() {
+            config.audit.anchor_file.clone_from(&self.anchor_file);
+        }
         config.validate()?;
         Ok((home, config))
     }
@@ -382,6 +400,8 @@ struct File {
     scheduler: Scheduler,
     #[serde(default)]
     relay: Relay,
+    #[serde(default)]
+    audit: Audit,
     #[serde(default)]
     log: Log,
     #[serde(default)]
@@ -464,6 +484,7 @@ impl Config {
                 .is_none_or(|url| url.starts_with("http://") || url.starts_with("https://")),
             "control.advertise_url: must begin with http:// or https://",
         );
+        faults.extend(self.audit.faults().into_iter().map(ToOwned::to_owned));
         if faults.is_empty() {
             Ok(())
         } else {

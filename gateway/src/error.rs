@@ -13,6 +13,7 @@ use wire::{ErrorBody, ErrorEnvelope, openai::Faults};
 
 use crate::{
     api::admission,
+    audit::journal::Unavailable,
     db::DbError,
     limits::{Limit, Refusal},
     scheduler::NoSlot,
@@ -85,6 +86,8 @@ pub enum ApiError {
     WorkerStalled(Duration),
     /// The registry database cannot be written now.
     Storage(DbError),
+    /// The audit journal cannot be written, and nothing may happen unrecorded.
+    AuditUnavailable(Unavailable),
     /// A fault of ours.
     Internal(String),
 }
@@ -113,7 +116,9 @@ impl ApiError {
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::StaleEpoch | Self::WorkerExists(_) | Self::Cancelled => StatusCode::CONFLICT,
             Self::NoSlot(NoSlot::UnknownModel, _) => StatusCode::NOT_FOUND,
-            Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) | Self::AuditUnavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             // Of a worker's refusals, 415 and 422 are what some say where OpenAI says 400.
             Self::Faulty(_)
             | Self::Invalid { .. }
@@ -175,6 +180,7 @@ impl ApiError {
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",
             Self::Storage(_) => "storage_unavailable",
+            Self::AuditUnavailable(_) => "audit_unavailable",
             Self::Internal(_) => "internal_error",
         }
     }
@@ -240,6 +246,9 @@ impl ApiError {
             Self::DeadlineExceeded => "The deadline in x-hive-deadline-ms has passed.".into(),
             Self::Cancelled => "An operator cancelled this request.".into(),
             Self::ShuttingDown => "The gateway is shutting down. Send the request again.".into(),
+            Self::AuditUnavailable(_) => {
+                "The audit journal cannot be written, and nothing is served unrecorded. Try again; the gateway's log says why.".into()
+            }
             Self::Storage(_) => {
                 "The registry database cannot be written now. Try again; the gateway's log says why.".into()
             }
@@ -280,7 +289,7 @@ impl ApiError {
             Self::NoSlot(NoSlot::UnknownModel, _) => None,
             Self::NoSlot(NoSlot::Loading | NoSlot::NoWorker, _) => Some(3),
             Self::NoSlot(..) | Self::ShuttingDown => Some(2),
-            Self::Storage(_) => Some(5),
+            Self::Storage(_) | Self::AuditUnavailable(_) => Some(5),
             Self::Limited(refusal) => u8::try_from(refusal.retry_after.as_secs_f64().ceil() as u64).ok(),
             _ => None,
         }
@@ -300,6 +309,7 @@ impl ApiError {
         match self {
             Self::WorkerFailed(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::Storage(error) => Some(chain(error)),
+            Self::AuditUnavailable(error) => Some(error.to_string()),
             _ => None,
         }
     }
@@ -353,6 +363,12 @@ pub struct Failed {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         Self::Limited(refusal)
+    }
+}
+
+impl From<Unavailable> for ApiError {
+    fn from(error: Unavailable) -> Self {
+        Self::AuditUnavailable(error)
     }
 }
 

@@ -8,6 +8,7 @@
 //! the slot back and settles the entry.
 
 pub mod api;
+pub mod audit;
 pub mod auth;
 pub mod books;
 pub mod config;

@@ -2,7 +2,7 @@
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{Method, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
@@ -24,6 +24,7 @@ use utoipa_swagger_ui::{Config as Swagger, SwaggerUi};
 use crate::{
     api,
     error::{ApiError, Failed},
+    server::Peer,
     state::AppState,
     telemetry,
 };
@@ -86,6 +87,11 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::usage::list))
         .routes(routes!(api::metrics::read))
         .routes(routes!(api::requests::cancel))
+        .routes(routes!(api::audit::list))
+        .routes(routes!(api::audit::checkpoint))
+        .routes(routes!(api::audit::export))
+        .routes(routes!(api::audit::erase))
+        .routes(routes!(api::audit::prune))
         .routes(routes!(api::health::live))
         .routes(routes!(api::health::ready))
 }
@@ -167,8 +173,9 @@ fn finish(
         .merge(SwaggerUi::new("/docs").url("/openapi.json", doc).config(swagger))
         .fallback(unknown_url)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .with_state(state)
+        .with_state(state.clone())
         .layer(middleware::from_fn(in_envelope))
+        .layer(middleware::from_fn_with_state(state, record_denial))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(hosts, check_head));
     let router = match cors {
@@ -179,6 +186,26 @@ fn finish(
         None => router,
     };
     router.layer(middleware::from_fn(telemetry::access_log))
+}
+
+/// Counts refused credentials in the audit journal, on every route.
+async fn record_denial(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
+    let peer = request.extensions().get::<Peer>().map(|Peer(peer)| peer.ip());
+    let log = request.extensions().get::<telemetry::AccessLog>().cloned();
+    let response = next.run(request).await;
+    if let Some(Failed { code, .. }) = response.extensions().get::<Failed>()
+        && ["invalid_api_key", "insufficient_scope", "model_not_allowed"].contains(&code.as_str())
+    {
+        let key_id = log.and_then(|log| log.key_id());
+        state
+            .audit
+            .denied(code, route.as_deref().unwrap_or("unlisted"), key_id, peer);
+    }
+    response
 }
 
 async fn unknown_url(method: Method, uri: Uri) -> ApiError {

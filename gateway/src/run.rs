@@ -17,6 +17,10 @@ use wire::{GatewayRun, NewKey, ProcessMark, Scope};
 
 use crate::{
     api::workers::restore_attached,
+    audit::{
+        evictions::Evictions,
+        recorder::{Recorder, RecorderError},
+    },
     auth::{api_key, keyring::Keyring, pepper::Pepper},
     books::Books,
     config::Config,
@@ -52,6 +56,9 @@ pub enum RunError {
     /// The registry cannot be used.
     #[error(transparent)]
     Database(#[from] DbError),
+    /// The audit journal cannot be kept.
+    #[error(transparent)]
+    Record(#[from] RecorderError),
     /// Connections to workers cannot be set up.
     #[error("cannot set up connections to workers")]
     Upstream(#[from] reqwest::Error),
@@ -105,6 +112,7 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
         // Only for the record: whoever looks at the key later.
         let _ = hive.keyring.note_uses(&hive.db).await;
         hive.books.flush().await;
+        hive.audit.close().await;
         hive.db.close().await;
         tracing::info!("stopped");
         Ok(())
@@ -131,6 +139,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
             "requests that ran when the gateway died were closed as aborted"
         );
     }
+    let audit = Recorder::open(&config, &home, &pepper, &db).await?;
     let keyring = Keyring::load(pepper, &db).await?;
     if keyring.is_empty() {
         let file = keys.join("admin");
@@ -140,7 +149,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
             scopes: vec![Scope::Admin],
             ..NewKey::default()
         };
-        let view = keyring.add(&db, &key, first).await?;
+        let view = keyring.add(&db, &key, first, audit.acts.by(None)).await?;
         tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
     }
     let queue = QueueLimits {
@@ -167,6 +176,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         db,
         keyring,
         metrics: metrics::start()?,
+        audit,
         meters: Arc::new(meters),
         dispatcher,
         credentials,
@@ -230,9 +240,13 @@ fn data_thread(
 
 async fn sweep(hive: Arc<Hive>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut evictions = Evictions::default();
     loop {
         tick.tick().await;
         let _ = hive.dispatcher.apply(Event::Swept);
+        for eviction in evictions.see(&hive.dispatcher.workers()) {
+            hive.audit.journal.record(eviction);
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use subtle::ConstantTimeEq as _;
 use wire::WorkerId;
 
 use crate::{
-    auth::keyring::Keyring, books::Books, config::Config, limits::Meters, registry::resolver::Resolver,
-    relay::upstream::Upstream, scheduler::Dispatcher, shutdown::Lifecycle,
+    audit::recorder::Recorder, auth::keyring::Keyring, books::Books, config::Config, limits::Meters,
+    registry::resolver::Resolver, relay::upstream::Upstream, scheduler::Dispatcher, shutdown::Lifecycle,
 };
 
 /// What one thread's handlers share: the hive, and this thread's own connections to workers.
@@ -44,6 +44,8 @@ pub struct Hive {
     pub dispatcher: Arc<Dispatcher>,
     /// The record of requests.
     pub books: Books,
+    /// The audit journal.
+    pub audit: Recorder,
     /// HMACs of the workers' own credentials.
     pub credentials: Credentials,
     /// The addresses of attached servers that are known by name.

@@ -86,6 +86,11 @@ impl AccessLog {
         self.lock().key = Some(id.to_owned());
     }
 
+    /// The public id of the key that called, if one was recognised.
+    pub fn key_id(&self) -> Option<String> {
+        self.lock().key.clone()
+    }
+
     /// The model asked for.
     pub fn model(&self, model: &str) {
         self.lock().model = Some(model.to_owned());

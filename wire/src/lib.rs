@@ -4,6 +4,7 @@
 //! It never does I/O, knows no clock and no async runtime. What is not serialised does not belong here. [`openai`] is
 //! what clients send, as the gateway checks it and the worker takes it.
 
+mod audit;
 mod control;
 mod keys;
 mod names;
@@ -11,6 +12,7 @@ pub mod openai;
 mod run;
 mod worker;
 
+pub use audit::*;
 pub use control::*;
 pub use keys::*;
 pub use names::*;

@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{error::ApiError, state::AppState};
+use crate::{audit::journal::Unavailable, error::ApiError, state::AppState};
 
 /// The answer of both probes.
 #[derive(Debug, Serialize, ToSchema)]
@@ -34,6 +34,8 @@ pub async fn live() -> Json<Health> {
 pub async fn ready(State(state): State<AppState>) -> Result<Json<Health>, ApiError> {
     if state.lifecycle.is_draining() {
         Err(ApiError::ShuttingDown)
+    } else if !state.audit.journal.serves() {
+        Err(ApiError::AuditUnavailable(Unavailable("it failed lately".into())))
     } else {
         Ok(Json(OK))
     }

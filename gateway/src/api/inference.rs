@@ -42,6 +42,8 @@ pub struct Asked {
     deadline: Option<Instant>,
     log: AccessLog,
     id: Arc<str>,
+    /// The end user whom a client's header names.
+    person: Option<String>,
 }
 
 /// A request with which nothing is wrong.
@@ -50,6 +52,8 @@ pub struct Sound {
     kind: parameters::Kind,
     model: ModelName,
     ignored: Vec<String>,
+    /// The end user whom the body names.
+    user: Option<String>,
 }
 
 /// What a client wants beside the answer itself.
@@ -74,6 +78,8 @@ pub struct Order {
     entry: Entry,
     standing: Option<Standing>,
     ignored: Vec<String>,
+    /// The person behind it, for a pseudonym in the record.
+    subject: String,
 }
 
 impl FromRequest<AppState> for Asked {
@@ -95,12 +101,15 @@ impl FromRequest<AppState> for Asked {
         } else {
             telemetry::new_id()
         };
+        let person = request.headers().get("x-openwebui-user-id");
+        let person = person.and_then(|person| person.to_str().ok()).map(ToOwned::to_owned);
         Ok(Self {
             bytes: body::read(request.into_body(), DATA_LIMIT, state).await?,
             correlation_id,
             deadline,
             log,
             id,
+            person,
         })
     }
 }
@@ -132,12 +141,22 @@ impl Asked {
         faults.unless(()).map_err(ApiError::Faulty)?;
         let name = || body.get::<String>("model").unwrap_or_default();
         let model = model.ok_or_else(|| ApiError::ModelNotFound(printable(&name())))?;
-        Ok(Sound { kind, model, ignored })
+        Ok(Sound {
+            kind,
+            model,
+            ignored,
+            user: body.get::<String>("user"),
+        })
     }
 
     /// Admits the request: within its key's limits, and with an entry in the books.
     pub fn order(self, state: &AppState, caller: &Identity, sound: Sound, wish: Wish) -> Result<Order, ApiError> {
-        let Sound { kind, model, ignored } = sound;
+        let Sound {
+            kind,
+            model,
+            ignored,
+            user,
+        } = sound;
         let choices = u32::try_from(wish.choices).unwrap_or(u32::MAX);
         let answer = wish.answer.map(|tokens| tokens.saturating_mul(choices));
         let Admitted { entry, standing } = admission::admit(state, caller, &self.id, &model, self.bytes.len(), answer)?;
@@ -158,13 +177,23 @@ impl Asked {
             entry,
             standing,
             ignored,
+            subject: subject(caller, self.person.or(user)),
         })
     }
 }
 
+/// Whose request it is. Only a key that is marked trusted speaks for other people; everybody else's is its owner's.
+fn subject(caller: &Identity, named: Option<String>) -> String {
+    let named = named.filter(|name| caller.trusted && !name.is_empty());
+    named.unwrap_or_else(|| caller.owner.clone().unwrap_or_else(|| caller.id.clone()))
+}
+
 impl Order {
-    /// The answer, with the names of the parameters that had no effect on it, and how its key stands.
-    pub async fn answer(self, state: AppState) -> Result<Response, ApiError> {
+    /// The answer, with the names of the parameters that had no effect on it, and how its key stands; no worker is
+    /// called before the start is on the record.
+    pub async fn answer(mut self, state: AppState) -> Result<Response, ApiError> {
+        let correlation = self.call.correlation_id.as_str();
+        self.entry.on_record(&state.audit, &self.subject, correlation).await?;
         let mut response = relay::answer(state, self.call, self.entry).await?;
         let names: Vec<String> = self.ignored.iter().take(MOST_NAMED).map(|name| token(name)).collect();
         if let Some(value) = HeaderValue::from_str(&names.join(", "))

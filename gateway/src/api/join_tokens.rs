@@ -5,8 +5,9 @@ use wire::{JoinToken, NewJoinToken, Scope};
 
 use super::body;
 use crate::{
+    audit::record::{Event, Kind, Object},
     auth::{api_key, caller::Inviter},
-    db,
+    db::{self, DbError},
     error::ApiError,
     state::AppState,
 };
@@ -39,7 +40,20 @@ pub async fn create(
     let now = crate::now_ms();
     let expires_at_ms = now + i64::from(ttl) * 1000;
     let bound_to = new.worker_id.as_ref().map(wire::WorkerId::as_str);
-    db::join_tokens::insert(&state.db, &state.keyring.hmac(&token), bound_to, expires_at_ms, now).await?;
+    let mut transaction = state.db.begin().await.map_err(DbError::from)?;
+    db::join_tokens::insert(
+        &mut transaction,
+        &state.keyring.hmac(&token),
+        bound_to,
+        expires_at_ms,
+        now,
+    )
+    .await?;
+    let by = state.audit.acts.by(Some(&inviter.id));
+    let made = Event::now(Kind::JoinTokenCreate).on(new.worker_id.as_ref().map(Object::worker).unwrap_or_default());
+    by.sign(&mut transaction, made).await?;
+    transaction.commit().await.map_err(DbError::from)?;
+    state.audit.acts.carried().await;
     tracing::info!(worker = bound_to, ttl_s = ttl, "a join token was made");
     let gateway_url = state.config.control.advertise_url.clone();
     Ok((

@@ -25,11 +25,13 @@ const GRACE_S: u64 = 24 * 3600;
 ))]
 pub async fn create(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     body::Json(new): body::Json<NewKey>,
 ) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
     check(&new)?;
-    let (key, view) = state.keyring.create(&state.db, new).await?;
+    let by = state.audit.acts.by(Some(&operator.id));
+    let (key, view) = state.keyring.create(&state.db, new, by).await?;
+    state.audit.acts.carried().await;
     tracing::info!(key = view.id, "a key was made");
     Ok((StatusCode::CREATED, Json(CreatedKey { key, view })))
 }
@@ -113,13 +115,15 @@ pub async fn show(
     ))]
 pub async fn rotate(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     Path(id): Path<String>,
     body::Json(rotate): body::Json<RotateKey>,
 ) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
     let grace_s = rotate.grace_s.unwrap_or(GRACE_S);
-    let rotated = state.keyring.rotate(&state.db, &id, grace_s).await?;
+    let by = state.audit.acts.by(Some(&operator.id));
+    let rotated = state.keyring.rotate(&state.db, &id, grace_s, by).await?;
     let (key, view) = rotated.ok_or_else(unknown)?;
+    state.audit.acts.carried().await;
     tracing::info!(key = id, successor = view.id, grace_s, "a key was rotated");
     Ok((StatusCode::CREATED, Json(CreatedKey { key, view })))
 }
@@ -136,12 +140,14 @@ pub async fn rotate(
     ))]
 pub async fn revoke(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    if !state.keyring.revoke(&state.db, &id).await? {
+    let by = state.audit.acts.by(Some(&operator.id));
+    if !state.keyring.revoke(&state.db, &id, by).await? {
         return Err(unknown());
     }
+    state.audit.acts.carried().await;
     let cancelled = state.books.cancel_all_of(&id);
     tracing::info!(key = id, cancelled, "a key was revoked");
     Ok(StatusCode::NO_CONTENT)

@@ -16,6 +16,7 @@ use wire::{
 
 use super::body;
 use crate::{
+    audit::record::{self as recorded, Kind, Object},
     auth::{api_key, caller::Bearer},
     db::{self, workers::Admission},
     error::ApiError,
@@ -105,6 +106,14 @@ pub async fn register(
         url = member.target.url,
         "a worker registered"
     );
+    state
+        .audit
+        .journal
+        .record(recorded::Event::now(Kind::WorkerRegister).on(Object {
+            model: Some(member.models[0].to_string()),
+            epoch: Some(epoch),
+            ..Object::worker(&registration.id)
+        }));
     // Joining is never refused.
     let _ = state.dispatcher.apply(Event::Joined(Box::new(member)));
     Ok(Json(Registered {
@@ -206,6 +215,13 @@ pub async fn leave(
         reason = leave.reason,
         "a worker left"
     );
+    state
+        .audit
+        .journal
+        .record(recorded::Event::now(Kind::WorkerLeave).on(Object {
+            epoch: Some(leave.epoch),
+            ..Object::worker(&id)
+        }));
     Ok(StatusCode::NO_CONTENT)
 }
 

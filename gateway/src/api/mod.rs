@@ -1,6 +1,7 @@
 //! Thin handlers, one file per resource. Their arguments are their locks; the work is done in other rooms.
 
 pub mod admission;
+pub mod audit;
 pub mod body;
 pub mod chat;
 pub mod completions;

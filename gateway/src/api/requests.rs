@@ -9,7 +9,13 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use wire::RequestView;
 
-use crate::{auth::caller::Operator, db, error::ApiError, state::AppState};
+use crate::{
+    audit::record::{Event, Kind},
+    auth::caller::Operator,
+    db,
+    error::ApiError,
+    state::AppState,
+};
 
 /// How many to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -52,7 +58,7 @@ pub async fn list(
     ))]
 pub async fn cancel(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     if !state.books.cancel(&id) {
@@ -63,5 +69,13 @@ pub async fn cancel(
             ));
         }
     }
+    let mut cancelled = Event::now(Kind::RequestCancel);
+    cancelled.req = Some(id);
+    state
+        .audit
+        .acts
+        .by(Some(&operator.id))
+        .sign_alone(&state.db, cancelled)
+        .await?;
     Ok(StatusCode::ACCEPTED)
 }

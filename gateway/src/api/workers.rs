@@ -16,8 +16,9 @@ use wire::{Attach, ModelFacts, WorkerId, WorkerKind, WorkerState, WorkerView};
 
 use super::body;
 use crate::{
+    audit::record::{self as recorded, Kind, Object},
     auth::caller::Operator,
-    db::{self, attached::AttachedRow},
+    db::{self, DbError, attached::AttachedRow},
     error::ApiError,
     registry::{
         members::{Bearer, Event, Member, Target},
@@ -70,7 +71,7 @@ pub async fn show(
 ))]
 pub async fn attach(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     body::Json(attach): body::Json<Attach>,
 ) -> Result<(StatusCode, Json<WorkerView>), ApiError> {
     let slots = attach.slots.unwrap_or(ATTACHED_SLOTS);
@@ -113,7 +114,19 @@ pub async fn attach(
         models,
         slots,
     };
-    row.epoch = db::attached::upsert(&state.db, &row, now_ms).await?;
+    let mut transaction = state.db.begin().await.map_err(DbError::from)?;
+    row.epoch = db::attached::upsert(&mut transaction, &row, now_ms).await?;
+    let attached = recorded::Event::now(Kind::WorkerAttach).on(Object {
+        epoch: Some(row.epoch),
+        ..Object::worker(&id)
+    });
+    state
+        .audit
+        .acts
+        .by(Some(&operator.id))
+        .sign(&mut transaction, attached)
+        .await?;
+    transaction.commit().await.map_err(DbError::from)?;
     for model in &row.models {
         db::models::upsert(&state.db, model, &ModelFacts::default(), now_ms).await?;
     }
@@ -140,10 +153,17 @@ pub async fn attach(
     ))]
 pub async fn drain(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     Path(id): Path<String>,
 ) -> Result<Json<WorkerView>, ApiError> {
     let view = find(&state, &id)?;
+    let drained = recorded::Event::now(Kind::WorkerDrain).on(Object::worker(&view.id));
+    state
+        .audit
+        .acts
+        .by(Some(&operator.id))
+        .sign_alone(&state.db, drained)
+        .await?;
     state
         .dispatcher
         .apply(Event::DrainWanted(view.id))
@@ -165,15 +185,27 @@ pub async fn drain(
     ))]
 pub async fn remove(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let view = find(&state, &id)?;
     if view.kind == WorkerKind::Own && view.state != WorkerState::Lost {
         return Err(ApiError::WorkerExists(id));
     }
+    let mut transaction = state.db.begin().await.map_err(DbError::from)?;
     if view.kind == WorkerKind::Attached {
-        db::attached::delete(&state.db, &view.id).await?;
+        db::attached::delete(&mut transaction, &view.id).await?;
+    }
+    let removed = recorded::Event::now(Kind::WorkerDetach).on(Object::worker(&view.id));
+    state
+        .audit
+        .acts
+        .by(Some(&operator.id))
+        .sign(&mut transaction, removed)
+        .await?;
+    transaction.commit().await.map_err(DbError::from)?;
+    state.audit.acts.carried().await;
+    if view.kind == WorkerKind::Attached {
         let _ = std::fs::remove_file(key_file(&state, &view.id));
     }
     state

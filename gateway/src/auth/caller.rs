@@ -36,6 +36,8 @@ locks! {
     Operator: Admin;
     /// One who may read the metrics.
     Scraper: MetricsRead;
+    /// One who may read the audit journal.
+    Auditor: AuditRead;
     /// One who may make join tokens for workers.
     Inviter: WorkerJoin;
 }

@@ -17,7 +17,13 @@ use subtle::ConstantTimeEq;
 use wire::{KeyView, NewKey};
 
 use super::{api_key, pepper::Pepper};
-use crate::db::{self, DbError, keys::KeyRow};
+use crate::{
+    audit::{
+        acts::Hand,
+        record::{Event, Kind, Object},
+    },
+    db::{self, DbError, keys::KeyRow},
+};
 
 /// How much later than the last note a use is noted, in milliseconds.
 const USE_STEP_MS: i64 = 60_000;
@@ -101,14 +107,14 @@ impl Keyring {
     }
 
     /// Makes a key; its text is in no other place afterwards.
-    pub async fn create(&self, db: &SqlitePool, new: NewKey) -> Result<(String, KeyView), DbError> {
+    pub async fn create(&self, db: &SqlitePool, new: NewKey, by: Hand<'_>) -> Result<(String, KeyView), DbError> {
         let key = api_key::generate();
-        let view = self.add(db, &key, new).await?;
+        let view = self.add(db, &key, new, by).await?;
         Ok((key, view))
     }
 
     /// Adds a well-formed key that somebody holds already.
-    pub async fn add(&self, db: &SqlitePool, key: &str, new: NewKey) -> Result<KeyView, DbError> {
+    pub async fn add(&self, db: &SqlitePool, key: &str, new: NewKey, by: Hand<'_>) -> Result<KeyView, DbError> {
         let id = api_key::public_id(key).unwrap_or_default().to_owned();
         let now_ms = crate::now_ms();
         let mut scopes = new.scopes;
@@ -130,14 +136,23 @@ impl Keyring {
         };
         let hmac = self.pepper.hmac(key);
         let row = KeyRow { view, hmac };
-        db::keys::insert(&mut *db.acquire().await?, &row).await?;
+        let mut transaction = db.begin().await?;
+        db::keys::insert(&mut transaction, &row).await?;
+        by.sign(&mut transaction, about(Kind::KeyCreate, &row.view)).await?;
+        transaction.commit().await?;
         self.reload(db).await?;
         Ok(row.view)
     }
 
     /// Makes a second key on the terms of a live one, which expires after `grace_s` seconds; `None` if there is no such
     /// live key.
-    pub async fn rotate(&self, db: &SqlitePool, id: &str, grace_s: u64) -> Result<Option<(String, KeyView)>, DbError> {
+    pub async fn rotate(
+        &self,
+        db: &SqlitePool,
+        id: &str,
+        grace_s: u64,
+        by: Hand<'_>,
+    ) -> Result<Option<(String, KeyView)>, DbError> {
         let now_ms = crate::now_ms();
         let held = self.by_id.load().get(id).map(|held| held.view.clone());
         let Some(old) = held.filter(|view| view.is_live(now_ms)) else {
@@ -155,14 +170,21 @@ impl Keyring {
         let mut transaction = db.begin().await?;
         db::keys::insert(&mut transaction, &row).await?;
         db::keys::expire(&mut transaction, id, later(now_ms, grace_s)).await?;
+        by.sign(&mut transaction, about(Kind::KeyRotate, &row.view)).await?;
         transaction.commit().await?;
         self.reload(db).await?;
         Ok(Some((key, row.view)))
     }
 
     /// Revokes a key at once; false if there is no such key.
-    pub async fn revoke(&self, db: &SqlitePool, id: &str) -> Result<bool, DbError> {
-        let known = db::keys::revoke(&mut *db.acquire().await?, id, crate::now_ms()).await?;
+    pub async fn revoke(&self, db: &SqlitePool, id: &str, by: Hand<'_>) -> Result<bool, DbError> {
+        let mut transaction = db.begin().await?;
+        let known = db::keys::revoke(&mut transaction, id, crate::now_ms()).await?;
+        if known {
+            let revoked = Event::now(Kind::KeyRevoke).on(Object::key(id));
+            by.sign(&mut transaction, revoked).await?;
+        }
+        transaction.commit().await?;
         self.reload(db).await?;
         Ok(known)
     }
@@ -194,6 +216,14 @@ impl Keyring {
     pub fn hmac(&self, secret: &str) -> String {
         self.pepper.hmac(secret)
     }
+}
+
+/// What is recorded of a key that was made.
+fn about(kind: Kind, view: &KeyView) -> Event {
+    Event::now(kind).on(Object {
+        scopes: Some(view.scopes.iter().map(|scope| scope.as_str().to_owned()).collect()),
+        ..Object::key(&view.id)
+    })
 }
 
 impl Held {

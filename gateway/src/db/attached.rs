@@ -1,6 +1,6 @@
 //! Table `attached`: OpenAI-compatible servers that an operator attached.
 
-use sqlx::{Row, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 use wire::{ModelName, WorkerId};
 
 use super::DbError;
@@ -41,7 +41,7 @@ pub async fn all(db: &SqlitePool) -> Result<Vec<AttachedRow>, DbError> {
 }
 
 /// Adds or replaces an attached server; its new epoch.
-pub async fn upsert(db: &SqlitePool, row: &AttachedRow, now_ms: i64) -> Result<i64, DbError> {
+pub async fn upsert(db: &mut SqliteConnection, row: &AttachedRow, now_ms: i64) -> Result<i64, DbError> {
     let models = serde_json::to_string(&row.models).map_err(|_| DbError::Row("attached"))?;
     let written = sqlx::query(
         "INSERT INTO attached (id, epoch, url, models, slots, attached_at_ms) VALUES ($1, 1, $2, $3, $4, $5) \
@@ -59,7 +59,7 @@ pub async fn upsert(db: &SqlitePool, row: &AttachedRow, now_ms: i64) -> Result<i
 }
 
 /// Removes an attached server; false if there was none of that id.
-pub async fn delete(db: &SqlitePool, id: &WorkerId) -> Result<bool, DbError> {
+pub async fn delete(db: &mut SqliteConnection, id: &WorkerId) -> Result<bool, DbError> {
     let done = sqlx::query("DELETE FROM attached WHERE id = $1")
         .bind(id.as_str())
         .execute(db)

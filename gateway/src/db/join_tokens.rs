@@ -1,12 +1,12 @@
 //! Table `join_tokens`: single-use tokens with which workers join.
 
-use sqlx::{Row, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use super::DbError;
 
 /// Adds a token, and forgets those that expired long ago.
 pub async fn insert(
-    db: &SqlitePool,
+    db: &mut SqliteConnection,
     hmac: &str,
     worker_id: Option<&str>,
     expires_at_ms: i64,
@@ -15,7 +15,7 @@ pub async fn insert(
     const KEPT_MS: i64 = 24 * 3_600_000;
     sqlx::query("DELETE FROM join_tokens WHERE expires_at_ms < $1")
         .bind(now_ms - KEPT_MS)
-        .execute(db)
+        .execute(&mut *db)
         .await?;
     sqlx::query("INSERT INTO join_tokens (hmac, worker_id, expires_at_ms) VALUES ($1, $2, $3)")
         .bind(hmac)
@@ -38,7 +38,7 @@ pub async fn find(db: &SqlitePool, hmac: &str, now_ms: i64) -> Result<Option<Opt
 }
 
 /// Uses a token up; false if another worker was faster or its time is over.
-pub async fn take(db: &mut sqlx::SqliteConnection, hmac: &str, now_ms: i64) -> Result<bool, DbError> {
+pub async fn take(db: &mut SqliteConnection, hmac: &str, now_ms: i64) -> Result<bool, DbError> {
     let done = sqlx::query(
         "UPDATE join_tokens SET used_at_ms = $2 WHERE hmac = $1 AND used_at_ms IS NULL AND expires_at_ms > $2",
     )

@@ -6,7 +6,9 @@ pub mod attached;
 pub mod join_tokens;
 pub mod keys;
 pub mod models;
+pub mod outbox;
 pub mod requests;
+pub mod subjects;
 pub mod workers;
 
 use std::{
@@ -72,7 +74,28 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5));
     create_private(path).map_err(sqlx::Error::Io)?;
-    let first = options.connect().await.map_err(|error| corrupt(path, error))?;
+    // Before the others are made: a connection that remembers an older schema reads rows by it.
+    let mut first = options.connect().await.map_err(|error| corrupt(path, error))?;
+    let version: String = sqlx::query("SELECT sqlite_version()")
+        .fetch_one(&mut first)
+        .await?
+        .get(0);
+    if parse_version(&version).is_none_or(|v| v < OLDEST_SQLITE) {
+        return Err(DbError::TooOld(version));
+    }
+    let check: String = sqlx::query("PRAGMA quick_check(1)")
+        .fetch_one(&mut first)
+        .await
+        .map_err(|error| corrupt(path, error))?
+        .get(0);
+    if check != "ok" {
+        return Err(DbError::Corrupt {
+            path: path.display().to_string(),
+            found: check,
+        });
+    }
+    sqlx::migrate!("../migrations").run(&mut first).await?;
+    first.close().await?;
     let file = Arc::new(OpenFile::at(path).map_err(sqlx::Error::Io)?);
     let pool = SqlitePoolOptions::new()
         .min_connections(CONNECTIONS)
@@ -87,23 +110,6 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
         .connect_with(options)
         .await
         .map_err(|error| corrupt(path, error))?;
-    first.close().await?;
-    let version: String = sqlx::query("SELECT sqlite_version()").fetch_one(&pool).await?.get(0);
-    if parse_version(&version).is_none_or(|v| v < OLDEST_SQLITE) {
-        return Err(DbError::TooOld(version));
-    }
-    let check: String = sqlx::query("PRAGMA quick_check(1)")
-        .fetch_one(&pool)
-        .await
-        .map_err(|error| corrupt(path, error))?
-        .get(0);
-    if check != "ok" {
-        return Err(DbError::Corrupt {
-            path: path.display().to_string(),
-            found: check,
-        });
-    }
-    sqlx::migrate!("../migrations").run(&pool).await?;
     Ok(pool)
 }
 

@@ -212,7 +212,7 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
             (Err(no_slot), _) => return Err(ApiError::NoSlot(no_slot, call.model.to_string())),
         };
         let worker = lease.target().id.clone();
-        entry.worker(&worker);
+        entry.worker(&worker, lease.target().epoch);
         call.log.worker(worker.as_str());
         let failure = match attempt(state, call, entry, &lease).await {
             Ok(reply) => return Ok((reply, lease)),

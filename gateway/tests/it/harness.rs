@@ -51,12 +51,39 @@ impl Hive {
         Self::in_home(new_home(), &listen, &listen, settings).await
     }
 
+    /// A gateway whose files can be kept from growing, as a full disk would keep them.
+    pub async fn on_a_small_disk(settings: &[(&str, &str)]) -> Self {
+        let listen = format!("{}:0", own_address());
+        let flags = ["--listen", &listen, "--control-listen", &listen];
+        let home = new_home();
+        // Without this a write beyond the limit is the end of the process, not an error.
+        let shell = ["/bin/sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""];
+        let program = Program::start_by(&shell, home.path(), &flags, settings);
+        Self::started(home, program).await
+    }
+
+    /// Keeps files from growing, or lets them grow again.
+    pub fn fill_disk(&self, full: bool) {
+        let limit = if full {
+            "--fsize=1:unlimited"
+        } else {
+            "--fsize=unlimited"
+        };
+        let pid = self.program.child.id().to_string();
+        let done = Command::new("prlimit").args(["--pid", &pid, limit]).status();
+        assert!(done.unwrap().success());
+    }
+
     async fn in_home(home: TempDir, listen: &str, control: &str, settings: &[(&str, &str)]) -> Self {
-        let mut program = Program::start(
+        let program = Program::start(
             home.path(),
             &["--listen", listen, "--control-listen", control],
             settings,
         );
+        Self::started(home, program).await
+    }
+
+    async fn started(home: TempDir, mut program: Program) -> Self {
         let run = home.path().join("run/gateway.json");
         let run: GatewayRun = eventually("the gateway says where it listens", async || {
             assert!(program.exited().is_none(), "the gateway ended: {}", program.log());
@@ -144,6 +171,11 @@ impl Hive {
 impl Program {
     /// Starts the binary on a state folder with an empty environment but for these settings.
     pub fn start(home: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::start_by(&[], home, flags, settings)
+    }
+
+    /// The same, started by another program that becomes it.
+    fn start_by(by: &[&str], home: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Self {
         let quick = [
             ("registry.heartbeat_interval", "200ms"),
             ("registry.probe_interval", "200ms"),
@@ -152,8 +184,9 @@ impl Program {
             "log-{}.jsonl",
             std::fs::read_dir(home).map_or(0, Iterator::count)
         ));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hive-gateway"));
-        command.env_clear().arg("--home").arg(home).args(flags);
+        let line = [by, &[env!("CARGO_BIN_EXE_hive-gateway")]].concat();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).env_clear().arg("--home").arg(home).args(flags);
         for (name, value) in quick.iter().chain(settings) {
             command.env(
                 format!("HIVE_GATEWAY__{}", name.replace('.', "__").to_uppercase()),

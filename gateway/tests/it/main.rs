@@ -17,6 +17,7 @@ mod worker;
 
 mod addresses;
 mod attach;
+mod audit;
 mod books;
 mod cancel;
 mod completions;

@@ -1,0 +1,175 @@
+//! The audit journal over the control plane: read it, sign it, find or erase a person, remove what has expired.
+
+use std::io;
+
+use axum::{
+    Json,
+    extract::{Query, State, rejection::QueryRejection},
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use wire::{AuditCheckpoint, AuditPrune, AuditPruned, SubjectErase, SubjectErased, SubjectExport, SubjectRecords};
+
+use super::body;
+use crate::{
+    audit::{
+        journal::Unavailable,
+        reading,
+        record::{Event, Kind, Outcome},
+        subjects::Subjects,
+    },
+    auth::caller::{Auditor, Operator},
+    config::Mode,
+    error::ApiError,
+    state::AppState,
+};
+
+/// Which records.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    /// Those after this number; the latest, if not given.
+    after: Option<u64>,
+    /// At most this many, 1 to 1000; 50 if not given.
+    limit: Option<usize>,
+}
+
+/// Read records, the oldest first.
+#[utoipa::path(get, path = "/control/v1/audit", tag = "audit", params(Page), responses(
+    (status = 200, description = "Records", body = Vec<serde_json::Value>),
+    (status = 400, description = "The query is at fault", body = wire::ErrorEnvelope),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "Nothing is recorded, or it cannot be read now", body = wire::ErrorEnvelope),
+))]
+pub async fn list(
+    State(state): State<AppState>,
+    _: Auditor,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
+    let page = page.ok().map(|Query(page)| (page.after, page.limit.unwrap_or(50)));
+    let (after, limit) = page
+        .filter(|(_, limit)| (1..=1000).contains(limit))
+        .ok_or_else(|| ApiError::invalid("limit", "`after` must be a number, and `limit` one from 1 to 1000."))?;
+    recorded(&state)?;
+    let folder = state.audit.folder().to_owned();
+    read(move || reading::latest(&folder, after, limit)).await.map(Json)
+}
+
+/// Sign what is recorded.
+#[utoipa::path(get, path = "/control/v1/audit/checkpoint", tag = "audit", responses(
+    (status = 200, description = "The checkpoint", body = AuditCheckpoint),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "Nothing is recorded, or it cannot be written now", body = wire::ErrorEnvelope),
+))]
+pub async fn checkpoint(State(state): State<AppState>, _: Auditor) -> Result<Json<AuditCheckpoint>, ApiError> {
+    let checkpoint = state.audit.journal.checkpoint().await?;
+    Ok(Json(AuditCheckpoint { checkpoint }))
+}
+
+/// Find all records of a person.
+#[utoipa::path(post, path = "/control/v1/audit/export", tag = "audit", request_body = SubjectExport, responses(
+    (status = 200, description = "The person's records", body = SubjectRecords),
+    (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "Nothing is recorded, or it cannot be read now", body = wire::ErrorEnvelope),
+))]
+pub async fn export(
+    State(state): State<AppState>,
+    Operator(operator): Operator,
+    body::Json(export): body::Json<SubjectExport>,
+) -> Result<Json<SubjectRecords>, ApiError> {
+    let pseudonym = recorded(&state)?.find(&export.subject).await?;
+    let by = state.audit.acts.by(Some(&operator.id));
+    by.sign_alone(&state.db, Event::now(Kind::SubjectExport)).await?;
+    let records = match pseudonym.clone() {
+        Some(pseudonym) => {
+            let folder = state.audit.folder().to_owned();
+            read(move || reading::about(&folder, &pseudonym)).await?
+        }
+        None => Vec::new(),
+    };
+    Ok(Json(SubjectRecords { pseudonym, records }))
+}
+
+/// Destroy the key of a person's pseudonym: the records stay, and nothing says whose they are.
+#[utoipa::path(post, path = "/control/v1/audit/erase", tag = "audit", request_body = SubjectErase, responses(
+    (status = 200, description = "The key is destroyed, or there was none", body = SubjectErased),
+    (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "Nothing is recorded, or the key cannot be destroyed now", body = wire::ErrorEnvelope),
+))]
+pub async fn erase(
+    State(state): State<AppState>,
+    Operator(operator): Operator,
+    body::Json(erase): body::Json<SubjectErase>,
+) -> Result<Json<SubjectErased>, ApiError> {
+    let names_nobody = |text: &String| {
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    if !erase.ticket.as_ref().is_none_or(names_nobody) {
+        let message = "`ticket` must have 1 to 64 letters, digits or any of `._-`.";
+        return Err(ApiError::invalid("ticket", message));
+    }
+    let erased = recorded(&state)?.erase(&erase.subject).await?;
+    let mut event = Event::now(Kind::SubjectErase);
+    event.ticket = erase.ticket;
+    let state_now = if erased { "erased" } else { "unknown" }.into();
+    event.outcome = Some(Outcome {
+        state: state_now,
+        code: None,
+    });
+    state
+        .audit
+        .acts
+        .by(Some(&operator.id))
+        .sign_alone(&state.db, event)
+        .await?;
+    Ok(Json(SubjectErased { erased }))
+}
+
+/// Remove whole segments of expired records.
+#[utoipa::path(post, path = "/control/v1/audit/prune", tag = "audit", request_body = AuditPrune, responses(
+    (status = 200, description = "What is left", body = AuditPruned),
+    (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "Nothing is recorded, or it cannot be written now", body = wire::ErrorEnvelope),
+))]
+pub async fn prune(
+    State(state): State<AppState>,
+    _: Operator,
+    body::Json(prune): body::Json<AuditPrune>,
+) -> Result<Json<AuditPruned>, ApiError> {
+    let retention = state.config.audit.retention.as_secs();
+    let older_than_s = prune.older_than_s.unwrap_or(retention);
+    if state.audit.journal.mode() == Mode::EuStrict && older_than_s < retention {
+        let message = format!("Mode eu-strict keeps records for `audit.retention`, {retention} s.");
+        return Err(ApiError::invalid("older_than_s", message));
+    }
+    let age_ms = i64::try_from(older_than_s).unwrap_or(i64::MAX).saturating_mul(1000);
+    let first = state
+        .audit
+        .journal
+        .prune(crate::now_ms().saturating_sub(age_ms))
+        .await?;
+    Ok(Json(AuditPruned { first }))
+}
+
+/// The people in the record, if there is one.
+fn recorded(state: &AppState) -> Result<&Subjects, ApiError> {
+    let off = || Unavailable("it is off: set audit.mode".into());
+    Ok(state.audit.subjects().ok_or_else(off)?)
+}
+
+/// Reading is for a thread that may wait.
+async fn read<T: Send + 'static>(read: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, ApiError> {
+    let result = tokio::task::spawn_blocking(read)
+        .await
+        .map_err(io::Error::other)
+        .flatten();
+    result.map_err(|error| Unavailable(error.to_string()).into())
+}

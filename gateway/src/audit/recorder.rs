@@ -1,0 +1,210 @@
+//! What other rooms hold of the record: one handle for events, operator acts, refusals and people.
+//!
+//! It opens everything that belongs to the record and closes it again, and decides what a start has to say.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use sha2::{Digest as _, Sha256};
+use sqlx::SqlitePool;
+use tokio::sync::Mutex;
+
+use super::{
+    acts::Acts,
+    anchor::Anchors,
+    fold::Denial,
+    journal::{Journal, Unavailable},
+    log::{Left, Limits, Log, LogError},
+    record::{Actor, Event, Kind, Outcome, Settings},
+    subjects::Subjects,
+};
+use crate::{
+    auth::{
+        api_key,
+        pepper::{Pepper, hex},
+    },
+    config::{Config, Mode},
+    db::DbError,
+};
+
+/// Why the record cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RecorderError {
+    /// The journal cannot be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The keys of pseudonyms cannot be used.
+    #[error("the keys of pseudonyms in subjects.db cannot be used")]
+    Subjects(#[from] DbError),
+    /// The writer cannot be started.
+    #[error("the audit journal's writer cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// Strict mode, and no anchor takes checkpoints.
+    #[error("mode eu-strict needs its anchor, and {0}; mend it, or name another in [audit]")]
+    Anchor(String),
+}
+
+/// The record as other rooms see it; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    /// The journal.
+    pub journal: Journal,
+    /// Operator acts on their way into it.
+    pub acts: Acts,
+    subjects: Option<Subjects>,
+    anchors: Arc<Mutex<Anchors>>,
+    folder: PathBuf,
+}
+
+impl Recorder {
+    /// Opens the journal in `home/audit`, and says in it what starts and what the last run left.
+    pub async fn open(config: &Config, home: &Path, pepper: &Pepper, db: &SqlitePool) -> Result<Self, RecorderError> {
+        let settings = &config.audit;
+        let folder = home.join("audit");
+        let anchors = Arc::new(Mutex::new(Anchors::new(settings.clone())));
+        if settings.mode == Mode::Off {
+            tracing::warn!("the audit journal is off: nothing of what happens is recorded");
+            return Ok(Self {
+                journal: Journal::off(),
+                acts: Acts::off(),
+                subjects: None,
+                anchors,
+                folder,
+            });
+        }
+        let limits = Limits {
+            bytes: settings.segment_bytes,
+            age: settings.segment_age,
+        };
+        let (log, left) = Log::open(&folder, &home.join("keys/audit"), api_key::random(12), limits)?;
+        let first = first_records(config, &left);
+        let journal = Journal::start(log, settings.mode, settings.retention, first)?;
+        let subjects = Subjects::open(&home.join("subjects.db"), pepper.clone()).await?;
+        let recorder = Self {
+            acts: Acts::start(db.clone(), journal.clone(), left.acts),
+            journal,
+            subjects: Some(subjects),
+            anchors,
+            folder,
+        };
+        recorder.anchor_from_now_on(config).await?;
+        tracing::info!(mode = settings.mode.as_str(), "the audit journal is open");
+        Ok(recorder)
+    }
+
+    async fn anchor_from_now_on(&self, config: &Config) -> Result<(), RecorderError> {
+        if !self.anchors.lock().await.is_set() {
+            return Ok(());
+        }
+        match self.anchors.lock().await.keep(&self.journal).await {
+            Err(why) if config.audit.mode == Mode::EuStrict => return Err(RecorderError::Anchor(why)),
+            Err(why) => tracing::error!(why, "the audit journal could not be anchored"),
+            Ok(()) => {}
+        }
+        let (anchors, journal, interval) = (self.anchors.clone(), self.journal.clone(), config.audit.anchor_interval);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                if let Err(why) = anchors.lock().await.keep(&journal).await {
+                    tracing::error!(why, "the audit journal could not be anchored");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Where the journal lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The people in it; none if nothing is recorded.
+    pub fn subjects(&self) -> Option<&Subjects> {
+        self.subjects.as_ref()
+    }
+
+    /// Counts a refused credential.
+    pub fn denied(&self, code: &str, route: &str, key_id: Option<String>, address: Option<IpAddr>) {
+        if let Some(subjects) = &self.subjects {
+            self.journal.denied(Denial {
+                code: code.to_owned(),
+                route: route.to_owned(),
+                key_id,
+                net: address.map(|address| subjects.net(address)),
+            });
+        }
+    }
+
+    /// Who sends a request: a key, and a person under a pseudonym; in `eu-strict` none goes without.
+    pub async fn actor(&self, key_id: &str, subject: &str) -> Result<Actor, Unavailable> {
+        let mut actor = Actor {
+            key_id: Some(key_id.to_owned()),
+            psub: None,
+        };
+        let Some(subjects) = &self.subjects else {
+            return Ok(actor);
+        };
+        match subjects.pseudonym(subject).await {
+            Ok(pseudonym) => actor.psub = Some(pseudonym),
+            Err(error) if self.journal.mode() == Mode::EuStrict => {
+                return Err(Unavailable(crate::error::chain(&error)));
+            }
+            Err(error) => tracing::warn!(
+                cause = crate::error::chain(&error),
+                "a request is recorded without a person"
+            ),
+        }
+        Ok(actor)
+    }
+
+    /// Writes, signs and anchors all that is left, and ends the writer.
+    pub async fn close(&self) {
+        self.acts.carried().await;
+        let journal = self.journal.clone();
+        let last = tokio::task::spawn_blocking(move || journal.stop()).await;
+        let anchors = self.anchors.lock().await;
+        if let Ok(Some(note)) = last
+            && anchors.is_set()
+            && let Err(why) = anchors.send(&note).await
+        {
+            tracing::error!(why, "the end of the audit journal could not be anchored");
+        }
+    }
+}
+
+/// What a start has to say: what a crash tore, under which settings it runs, and which requests never ended.
+fn first_records(config: &Config, left: &Left) -> Vec<Event> {
+    let mut events = Vec::new();
+    if left.torn > 0 {
+        let mut event = Event::now(Kind::RecoveredTail);
+        event.count = Some(left.torn);
+        events.push(event);
+    }
+    let settings = Settings {
+        mode: config.audit.mode.as_str().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sha256: hex(&Sha256::digest(format!("{config:?}"))),
+    };
+    let changed = left.settings.as_ref().is_some_and(|before| *before != settings);
+    let mut event = Event::now(Kind::Start);
+    event.cfg = Some(settings.clone());
+    events.push(event);
+    if changed {
+        let mut event = Event::now(Kind::ConfigChange);
+        event.cfg = Some(settings);
+        events.push(event);
+    }
+    events.extend(left.open.iter().map(|started| Event {
+        at_ms: crate::now_ms(),
+        kind: Kind::RequestAborted,
+        outcome: Some(Outcome {
+            state: "aborted".into(),
+            code: None,
+        }),
+        ..started.clone()
+    }));
+    events
+}
