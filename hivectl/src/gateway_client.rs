@@ -14,8 +14,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use wire::{
-    Attach, CreatedKey, GatewayRun, JoinToken, KeyView, ModelName, NewJoinToken, NewKey, RequestView, RotateKey,
-    UsageRow, WorkerId, WorkerView,
+    Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, GatewayRun, JoinToken, KeyView, ModelName,
+    NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport, SubjectRecords, UsageRow,
+    WorkerId, WorkerView,
 };
 
 pub use self::answer::{Chat, Piece};
@@ -231,6 +232,37 @@ impl Gateway {
     /// Cancels a request that waits or runs.
     pub async fn cancel(&self, id: &str) -> Result<(), Failure> {
         self.done(Method::POST, &format!("/requests/{}/cancel", segment(id)?))
+            .await
+    }
+
+    /// Records of the audit journal: those after a number, or the latest.
+    pub async fn audit_records(&self, after: Option<u64>, limit: u32) -> Result<Vec<Value>, Failure> {
+        let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+        self.control(Method::GET, &format!("/audit?limit={limit}{after}"), None::<&()>)
+            .await
+    }
+
+    /// A signed checkpoint over all that is recorded.
+    pub async fn audit_checkpoint(&self) -> Result<AuditCheckpoint, Failure> {
+        self.control(Method::GET, "/audit/checkpoint", None::<&()>).await
+    }
+
+    /// All records of a person.
+    pub async fn export_subject(&self, subject: &str) -> Result<SubjectRecords, Failure> {
+        let subject = subject.to_owned();
+        self.control(Method::POST, "/audit/export", Some(&SubjectExport { subject }))
+            .await
+    }
+
+    /// Destroys the key of a person's pseudonym.
+    pub async fn erase_subject(&self, subject: String, ticket: Option<String>) -> Result<SubjectErased, Failure> {
+        self.control(Method::POST, "/audit/erase", Some(&SubjectErase { subject, ticket }))
+            .await
+    }
+
+    /// Removes expired records.
+    pub async fn prune_audit(&self, older_than_s: Option<u64>) -> Result<AuditPruned, Failure> {
+        self.control(Method::POST, "/audit/prune", Some(&AuditPrune { older_than_s }))
             .await
     }
 

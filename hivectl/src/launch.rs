@@ -100,11 +100,11 @@ impl Running {
 pub async fn gateway(
     config: &Config,
     program: &Path,
-    data: SocketAddr,
-    control: SocketAddr,
+    (data, control): (SocketAddr, SocketAddr),
+    audit: Option<&str>,
     started: impl FnOnce(ProcessMark) -> Result<(), Failure>,
 ) -> Result<(Running, GatewayRun, Gateway), Failure> {
-    let arguments = [
+    let mut arguments = vec![
         "--home".to_owned(),
         config.home.to_string_lossy().into_owned(),
         "--listen".to_owned(),
@@ -112,6 +112,15 @@ pub async fn gateway(
         "--control-listen".to_owned(),
         control.to_string(),
     ];
+    if let Some(mode) = audit {
+        let anchors = anchors(config).to_string_lossy().into_owned();
+        arguments.extend([
+            "--audit".to_owned(),
+            mode.to_owned(),
+            "--anchor-file".to_owned(),
+            anchors,
+        ]);
+    }
     let mut running = Running::spawn(program, &arguments, config.logs().join("gateway.log"))?;
     let process = running.process;
     started(process).inspect_err(|_| kill(&process))?;
@@ -142,6 +151,12 @@ pub async fn gateway(
             ))
         }
     }
+}
+
+/// Where the audit journal's checkpoints go if the configuration names no place: beside the journal, which is better
+/// than nowhere and worse than any other machine.
+pub fn anchors(config: &Config) -> PathBuf {
+    config.home.join("audit.anchors")
 }
 
 /// Starts a worker and records it; whether it can be used is [`until_ready`]'s question.

@@ -4,14 +4,22 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use hivectl::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, usage_code},
     commands,
     config::Config,
     output::Output,
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A terminal that is gone is no reason for another exit code.
+            let _ = error.print();
+            let arguments: Vec<String> = std::env::args().collect();
+            return ExitCode::from(usage_code(&error, &arguments));
+        }
+    };
     let output = match cli.command {
         Command::RemoteExec => commands::remote_exec::answer(),
         _ => Output::new(cli.global.json, Config::wants_colour()),

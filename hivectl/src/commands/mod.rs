@@ -1,5 +1,6 @@
 //! The commands, one file for each noun.
 
+pub mod audit;
 pub mod chat;
 pub mod doctor;
 pub mod down;
@@ -64,6 +65,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
+        Command::Audit(command) => interruptible(audit::run(command, config, output)).await,
         Command::Usage(args) => interruptible(usage::run(&args, config, output)).await,
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use gateway::config::Mode;
 use indicatif::ProgressBar;
 use serde_json::json;
 use tokio::{
@@ -23,7 +24,7 @@ use crate::{
     download,
     error::Failure,
     gateway_client::Gateway,
-    logs,
+    launch, logs,
     output::Output,
     process,
     signals::{Signals, Wish},
@@ -81,6 +82,12 @@ async fn prepare(args: &Up, config: &Config, output: &Output) -> Result<Found, F
         None => programs.present()?,
     }
     let worker = worker(args, config, output).await?;
+    if args.audit == Some(Mode::EuStrict) {
+        output.note(format_args!(
+            "checkpoints of the audit journal go to {} unless [audit] in config.toml names a place; name one that this machine cannot rewrite",
+            launch::anchors(config).display()
+        ));
+    }
     Ok(Found::Nothing(
         Box::new(Plan {
             programs,
@@ -88,6 +95,7 @@ async fn prepare(args: &Up, config: &Config, output: &Output) -> Result<Found, F
             control,
             worker,
             load_limit_s: args.timeout,
+            audit: args.audit.map(|mode| mode.as_str().to_owned()),
         }),
         lock,
     ))
@@ -358,6 +366,9 @@ fn note_differences(args: &Up, config: &Config, output: &Output) {
             "its worker {} was stopped; `hivectl down` and `hivectl up` bring it back",
             supervisor.worker
         ));
+    }
+    if args.audit.is_some() {
+        output.note("it runs already; --audit counts at the next start");
     }
     let model = supervisor.model.as_str();
     // The default model is a wish only where it was typed; a running hive has a model already.

@@ -49,6 +49,9 @@ pub struct Plan {
     pub worker: WorkerSpec,
     /// How long the model may take to load, in seconds.
     pub load_limit_s: u64,
+    /// The audit journal's mode, if one was named.
+    #[serde(default)]
+    pub audit: Option<String>,
 }
 
 /// What happens, for whoever watches.
@@ -233,9 +236,14 @@ impl Plan {
 }
 
 async fn start_gateway(config: &Config, plan: &Plan) -> Result<(Running, GatewayRun, Gateway), Failure> {
-    launch::gateway(config, &plan.programs.gateway, plan.data, plan.control, |process| {
-        state::update_supervisor(config, |run| run.gateway = Some(process))
-    })
+    let planes = (plan.data, plan.control);
+    launch::gateway(
+        config,
+        &plan.programs.gateway,
+        planes,
+        plan.audit.as_deref(),
+        |process| state::update_supervisor(config, |run| run.gateway = Some(process)),
+    )
     .await
 }
 

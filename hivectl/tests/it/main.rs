@@ -6,6 +6,7 @@
 )]
 
 mod attach;
+mod audit;
 mod build;
 mod chat;
 mod down;
