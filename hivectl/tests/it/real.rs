@@ -121,6 +121,17 @@ fn the_official_python_package_lists_chats_streams_and_raises() {
     }
 }
 
+#[test]
+fn langchain_chats_streams_calls_tools_and_gets_its_structures() {
+    let hive = Hive::up();
+    let venv = tools("langchain-1", |venv| {
+        must(Command::new("python3").args(["-m", "venv"]).arg(venv));
+        must(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "langchain-openai==1.*"]));
+    });
+    let said = hive.run(Command::new(venv.join("bin/python")).arg(script("langchain_chat.py")));
+    assert!(said.contains("all good"), "{said}");
+}
+
 #[cfg(feature = "system-tests")]
 #[test]
 fn the_official_node_package_lists_chats_streams_and_raises() {

@@ -32,6 +32,27 @@ const helper = client.chat.completions.stream({ model, messages, max_tokens: 6, 
 const final = await helper.finalChatCompletion();
 assert.equal(final.choices[0].finish_reason, "length");
 
+const parameters = {
+  type: "object",
+  properties: { city: { type: "string" } },
+  required: ["city"],
+  additionalProperties: false,
+};
+const tools = [{ type: "function", function: { name: "get_weather", strict: true, parameters } }];
+const called = await client.chat.completions
+  .stream({ model, messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 60, temperature: 0 })
+  .finalChatCompletion();
+const [call] = called.choices[0].message.tool_calls;
+assert.equal(called.choices[0].finish_reason, "tool_calls");
+assert.equal(call.function.name, "get_weather");
+assert.deepEqual(Object.keys(JSON.parse(call.function.arguments)), ["city"]);
+
+const parsed = await client.chat.completions.parse({
+  model, messages, max_tokens: 60, temperature: 0,
+  response_format: { type: "json_schema", json_schema: { name: "place", strict: true, schema: parameters } },
+});
+assert.equal(typeof JSON.parse(parsed.choices[0].message.content).city, "string");
+
 await assert.rejects(
   client.chat.completions.create({ model: "no-such-model", messages }, { maxRetries: 0 }),
   (error) => error instanceof OpenAI.NotFoundError && error.code === "model_not_found" && Boolean(error.requestID),
