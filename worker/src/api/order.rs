@@ -112,7 +112,8 @@ fn tools(asked: &ChatRequest) -> Option<Tools> {
     (!list.is_empty()).then(|| Tools {
         list,
         must: matches!(asked.tool_choice, ToolChoice::Required | ToolChoice::Function(_)),
-        parallel: asked.parallel_tool_calls,
+        // A function that is named is called once.
+        parallel: asked.parallel_tool_calls && !matches!(asked.tool_choice, ToolChoice::Function(_)),
     })
 }
 
@@ -166,7 +167,7 @@ mod tests {
             callable(json!({"tool_choice": "required"})),
             Some((vec![0, 1], true, true))
         );
-        assert_eq!(callable(json!({"tool_choice": named})), Some((vec![1], true, true)));
+        assert_eq!(callable(json!({"tool_choice": named})), Some((vec![1], true, false)));
         let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}});
         assert_eq!(
             callable(json!({"tool_choice": allowed, "parallel_tool_calls": false})),
