@@ -16,6 +16,9 @@ use super::Faults;
 const DEEPEST: usize = 128;
 /// The most fields at the top of the body.
 const MOST_FIELDS: usize = 512;
+/// The most values in the body, enough to embed a million token ids; a list or an object counts for ten, since it takes
+/// as much memory.
+const MOST_VALUES: usize = 1_000_000;
 
 /// A request's body, as its top-level fields in their order.
 #[derive(Debug)]
@@ -25,13 +28,18 @@ impl<'a> Body<'a> {
     /// Reads a body; anything in it that is not JSON is a fault that names its place.
     pub fn read(bytes: &'a [u8]) -> Result<Self, Faults> {
         let mut faults = Faults::default();
-        if let Some(at) = too_deep(bytes) {
-            let message = format!("The body's JSON is nested deeper than {DEEPEST} levels. Send a flatter one.");
-            match place(bytes, at.saturating_sub(DEEPEST)) {
-                place if place.is_empty() => faults.body(message),
-                place => faults.invalid(place, format!("is nested deeper than {DEEPEST} levels")),
+        match measure(bytes) {
+            Ok(()) => {}
+            Err(Excess::Depth(at)) => {
+                let rule = format!("is nested deeper than {DEEPEST} levels; send a flatter one");
+                faults.invalid(place(bytes, at.saturating_sub(DEEPEST)), rule);
+                return Err(faults);
             }
-            return Err(faults);
+            Err(Excess::Values(at)) => {
+                let rule = format!("is where the body comes to hold more than {MOST_VALUES} values; send fewer");
+                faults.invalid(place(bytes, at), rule);
+                return Err(faults);
+            }
         }
         let fields: Fields<'a> = match serde_json::from_slice(bytes) {
             Ok(fields) => fields,
@@ -107,25 +115,50 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Where the JSON goes deeper than allowed; brackets in texts do not count.
-fn too_deep(bytes: &[u8]) -> Option<usize> {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for (at, byte) in bytes.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
+/// What a body has too much of, and where.
+enum Excess {
+    Depth(usize),
+    Values(usize),
+}
+
+/// Looks at the body before anything is made of it; brackets and commas in texts do not count.
+fn measure(bytes: &[u8]) -> Result<(), Excess> {
+    let (mut depth, mut values, mut at) = (0_usize, 0_usize, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at = end_of_text(bytes, at + 1),
+            b'{' | b'[' => {
                 depth += 1;
-                if depth > DEEPEST {
-                    return Some(at);
-                }
+                values += 10;
             }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
             _ => {}
         }
+        if depth > DEEPEST {
+            return Err(Excess::Depth(at));
+        }
+        if values > MOST_VALUES {
+            return Err(Excess::Values(at));
+        }
+        at += 1;
     }
-    None
+    Ok(())
+}
+
+/// Where the text ends that is open at `at`: its closing quotation mark, or the end of the bytes.
+fn end_of_text(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(found) = bytes
+        .get(at..)
+        .and_then(|rest| rest.iter().position(|b| matches!(b, b'"' | b'\\')))
+    {
+        at += found;
+        if bytes[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    bytes.len()
 }
 
 fn not_json(faults: &mut Faults, field: &str, text: &[u8], error: &serde_json::Error) {
@@ -162,10 +195,7 @@ fn place(text: &[u8], at: usize) -> String {
         match text[i] {
             b'"' => {
                 let start = i + 1;
-                i = start;
-                while i < text.len() && text[i] != b'"' {
-                    i += if text[i] == b'\\' { 2 } else { 1 };
-                }
+                i = end_of_text(text, start);
                 if i >= at {
                     break;
                 }

@@ -25,9 +25,13 @@ pub enum FaultKind {
     Unsupported,
 }
 
-/// All faults of one request, in the order in which they were found.
+/// All faults of one request, in the order in which they were found; of very many, the first and a count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Faults(Vec<Fault>);
+pub struct Faults {
+    told: Vec<Fault>,
+    /// How many there are beyond those: invalid ones, unsupported ones.
+    more: [usize; 2],
+}
 
 impl Faults {
     /// A field is wrong; `rule` goes on from its name: `must be a string`.
@@ -42,7 +46,7 @@ impl Faults {
 
     /// The body as a whole is wrong.
     pub fn body(&mut self, message: impl Into<String>) {
-        self.0.push(Fault {
+        self.told.push(Fault {
             param: None,
             message: message.into(),
             kind: FaultKind::Invalid,
@@ -50,41 +54,45 @@ impl Faults {
     }
 
     fn field(&mut self, kind: FaultKind, param: String, rule: &dyn fmt::Display) {
-        self.0.push(Fault {
+        if param.is_empty() {
+            return self.body(format!("The body {rule}."));
+        }
+        // A body full of faults must not cost more than one without.
+        if self.told.len() >= 2 * MOST_TOLD {
+            self.more[usize::from(kind == FaultKind::Unsupported)] += 1;
+            return;
+        }
+        self.told.push(Fault {
             message: format!("`{param}` {rule}."),
             param: Some(param),
             kind,
         });
     }
 
-    /// Takes over what another reader found.
-    pub fn extend(&mut self, others: Self) {
-        self.0.extend(others.0);
-    }
-
     /// Forgets what only our own engines cannot do: for attached servers, which judge that themselves.
     pub fn forget_unsupported(&mut self) {
-        self.0.retain(|fault| fault.kind != FaultKind::Unsupported);
+        self.told.retain(|fault| fault.kind != FaultKind::Unsupported);
+        self.more[1] = 0;
     }
 
     /// Whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.told.is_empty() && self.more == [0, 0]
     }
 
     /// Every fault.
     pub fn iter(&self) -> impl Iterator<Item = &Fault> {
-        self.0.iter()
+        self.told.iter()
     }
 
     /// The field of the first fault.
     pub fn param(&self) -> Option<&str> {
-        self.0.first()?.param.as_deref()
+        self.told.first()?.param.as_deref()
     }
 
     /// The error code of `design.md`: `unsupported_parameter` if nothing else is wrong, else `invalid_request`.
     pub fn code(&self) -> &'static str {
-        if self.0.iter().all(|fault| fault.kind == FaultKind::Unsupported) {
+        if self.more[0] == 0 && self.told.iter().all(|fault| fault.kind == FaultKind::Unsupported) {
             "unsupported_parameter"
         } else {
             "invalid_request"
@@ -99,11 +107,11 @@ impl Faults {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, fault) in self.0.iter().take(MOST_TOLD).enumerate() {
+        for (i, fault) in self.told.iter().take(MOST_TOLD).enumerate() {
             let space = if i == 0 { "" } else { " " };
             write!(f, "{space}{}", fault.message)?;
         }
-        match self.0.len().saturating_sub(MOST_TOLD) {
+        match self.more[0] + self.more[1] + self.told.len().saturating_sub(MOST_TOLD) {
             0 => Ok(()),
             more => write!(f, " And {more} more."),
         }

@@ -61,6 +61,20 @@ fn brackets_in_texts_are_no_depth_and_128_levels_are_allowed() {
 }
 
 #[test]
+fn a_body_of_very_many_values_is_refused_before_anything_is_made_of_it() {
+    for (many, place) in [
+        ("1,".repeat(1_000_001), "messages["),
+        ("{},".repeat(100_000), "messages["),
+    ] {
+        let text = format!(r#"{{"model":"m","messages":[{many}1]}}"#);
+        let faults = ChatRequest::read(text.as_bytes()).unwrap_err();
+        assert!(faults.param().unwrap().starts_with(place), "{faults}");
+        assert!(faults.to_string().contains("1000000 values"), "{faults}");
+    }
+    read(json!({"user": ",[{".repeat(1_000_000)}));
+}
+
+#[test]
 fn the_body_goes_on_as_it_was_written() {
     let text = r#"{"model":"a","stream":false,"seed":12345678901234567890,"x":1.0e2,"a\"b":null,"content":"ä\ud83d\ude00","model":"m"}"#;
     let body = Body::read(text.as_bytes()).unwrap();
