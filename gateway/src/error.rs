@@ -290,7 +290,10 @@ impl ApiError {
             Self::NoSlot(NoSlot::Loading | NoSlot::NoWorker, _) => Some(3),
             Self::NoSlot(..) | Self::ShuttingDown => Some(2),
             Self::Storage(_) | Self::AuditUnavailable(_) => Some(5),
-            Self::Limited(refusal) => u8::try_from(refusal.retry_after.as_secs_f64().ceil() as u64).ok(),
+            Self::Limited(Refusal { retry_after, .. }) => {
+                let rounded_up = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+                u8::try_from(rounded_up).ok()
+            }
             _ => None,
         }
     }

@@ -327,7 +327,10 @@ fn the_map_names_every_room_and_nothing_else() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|word| word.ends_with(".rs") || (word.ends_with('/') && !word.starts_with('/')))
+        .filter(|word| {
+            Path::new(word).extension().is_some_and(|end| end == "rs")
+                || (word.ends_with('/') && !word.starts_with('/'))
+        })
         .filter(|word| !word.contains(['<', ' ']))
         .filter(|place| {
             let file = sources.iter().any(|s| {
