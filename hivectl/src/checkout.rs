@@ -214,6 +214,7 @@ const OF_CARGO_RUN: [&str; 18] = [
 async fn watch(mut stderr: impl AsyncRead + Unpin, output: &Output) -> io::Result<VecDeque<String>> {
     let (mut last, mut line, mut bar) = (VecDeque::new(), Vec::new(), None);
     let mut chunk = [0; 8192];
+    let mut is_waiting = false;
     loop {
         let read = stderr.read(&mut chunk).await?;
         for byte in &chunk[..read] {
@@ -233,8 +234,12 @@ async fn watch(mut stderr: impl AsyncRead + Unpin, output: &Output) -> io::Resul
                     bar.set_message(names.to_owned());
                     bar.set_position(done);
                 }
-            } else if text.trim_start().starts_with("Blocking") {
-                output.note("another cargo is building here; waiting for it");
+            } else if let Some(what) = text.trim_start().strip_prefix("Blocking waiting for file lock on ") {
+                if !std::mem::replace(&mut is_waiting, true) {
+                    output.note(format_args!(
+                        "another cargo holds the lock on the {what}; waiting for it"
+                    ));
+                }
             } else if !text.is_empty() {
                 last.push_back(text);
                 if last.len() > LAST_LINES {

@@ -268,6 +268,12 @@ pub fn is_own_name(host: &str) -> bool {
     )
 }
 
+/// The address in a URL that names one.
+pub fn address_of(url: &str) -> Option<IpAddr> {
+    let host = host_of(url)?;
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
 fn host_of(url: &str) -> Option<String> {
     reqwest::Url::parse(url).ok()?.host_str().map(str::to_owned)
 }

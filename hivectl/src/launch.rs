@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -276,12 +276,16 @@ fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Where a worker listens; none: where it does by itself, on loopback. A gateway on another machine reaches it at the
-/// address it registers from, so it must listen there.
+/// Where a worker listens; none: where it does by itself, on loopback. A gateway on this machine that listens on one of
+/// its addresses finds it there, and nobody elsewhere does. One on another machine reaches it at the address it
+/// registers from, so it must listen there.
 fn listen(spec: &WorkerSpec) -> Option<String> {
     let port = spec.port.unwrap_or(0);
     if config::is_loopback(&spec.gateway) {
         return spec.port.map(|port| format!("127.0.0.1:{port}"));
+    }
+    if let Some(own) = config::address_of(&spec.gateway).filter(|ip| TcpListener::bind((*ip, 0)).is_ok()) {
+        return Some(SocketAddr::new(own, port).to_string());
     }
     let any = if spec.gateway.contains("//[") {
         "[::]"
@@ -341,7 +345,7 @@ mod tests {
         };
         assert_eq!(listen("http://127.0.0.1:7412", None), None);
         assert_eq!(listen("http://127.0.0.1:7412", Some(9)).as_deref(), Some("127.0.0.1:9"));
-        assert_eq!(listen("http://10.0.0.7:7412", None).as_deref(), Some("0.0.0.0:0"));
-        assert_eq!(listen("http://[fd00::1]:7412", Some(9)).as_deref(), Some("[::]:9"));
+        assert_eq!(listen("http://203.0.113.7:7412", None).as_deref(), Some("0.0.0.0:0"));
+        assert_eq!(listen("http://[2001:db8::1]:7412", Some(9)).as_deref(), Some("[::]:9"));
     }
 }

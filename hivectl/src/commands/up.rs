@@ -186,6 +186,11 @@ fn address(
     let Err(error) = TcpListener::bind(wanted) else {
         return Ok(wanted);
     };
+    if error.kind() == std::io::ErrorKind::AddrNotAvailable {
+        let what = format!("this machine has no address {}", wanted.ip());
+        let next = "correct `listen` in config.toml, or the variable that names it; `ip addr` lists the addresses";
+        return Err(Failure::task(what, next).because(error));
+    }
     if port.is_some() || configured.is_some() {
         let what = format!("port {} on {} cannot be used", wanted.port(), wanted.ip());
         let next = format!("stop what listens there, or name another port with {flag} (0: one the system picks)");
