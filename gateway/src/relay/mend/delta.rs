@@ -12,9 +12,9 @@ pub struct Said {
 }
 
 impl Said {
-    /// Whether it has called a function.
-    pub fn has_called(&self) -> bool {
-        !self.calls.is_empty()
+    /// How many functions it has called.
+    pub fn calls(&self) -> usize {
+        self.calls.len()
     }
 
     /// A delta, or a whole message, as a client may see it.
@@ -77,7 +77,8 @@ impl Said {
         let next = self.calls.len();
         if let Some(index) = index.and_then(|index| usize::try_from(index).ok()) {
             // A server that calls every call its first tells them apart by ids.
-            let other = index + 1 == next && id.is_some() && self.calls[index].as_ref() != id && named;
+            let held = self.calls.get(index).filter(|_| next - 1 == index);
+            let other = named && id.is_some() && held.is_some_and(|held| held.as_ref() != id);
             return if other { next } else { index.min(next) };
         }
         let known = id.and_then(|id| self.calls.iter().position(|call| call.as_ref() == Some(id)));

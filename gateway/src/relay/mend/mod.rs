@@ -12,6 +12,9 @@ use wire::{ModelName, openai::parameters::Kind};
 
 use self::delta::Said;
 
+/// The most choices of an answer, and the most calls of a choice: what is kept of each must stay small.
+const MOST: u64 = 1024;
+
 /// Mends the chunks of one answer.
 #[derive(Debug)]
 pub struct Mender {
@@ -135,6 +138,9 @@ impl Mender {
 
     fn choice(&mut self, place: u64, mut choice: Map<String, Value>) -> Result<Map<String, Value>, String> {
         let index = choice.get("index").and_then(Value::as_u64).unwrap_or(place);
+        if index >= MOST {
+            return Err(format!("it sent a choice of the index {index}"));
+        }
         let said = self.said.entry(index).or_default();
         let reason = choice.remove("finish_reason");
         choice.retain(|_, value| !value.is_null());
@@ -155,7 +161,10 @@ impl Mender {
                 choice.insert("logprobs".into(), logprobs);
             }
         }
-        let reason = finish_reason(reason.as_ref(), said.has_called())?;
+        if said.calls() as u64 > MOST {
+            return Err(format!("it called more than {MOST} functions"));
+        }
+        let reason = finish_reason(reason.as_ref(), said.calls() > 0)?;
         choice.insert("finish_reason".into(), reason);
         Ok(choice)
     }
@@ -203,7 +212,7 @@ fn usage(usage: Value) -> Option<Value> {
     let count = |key: &str| usage.get(key).and_then(Value::as_u64);
     let prompt = count("prompt_tokens")?;
     let completion = count("completion_tokens")?;
-    let total = prompt + completion;
+    let total = prompt.saturating_add(completion);
     usage.retain(|key, value| key.ends_with("_tokens_details") && value.is_object());
     for details in usage.values_mut().filter_map(Value::as_object_mut) {
         details.retain(|_, value| !value.is_null());

@@ -185,3 +185,36 @@ fn embeddings_get_their_places_and_the_name_that_was_asked_for() {
     );
     assert!(embeddings(json!({"error": "x"}), &"asked".parse().unwrap()).is_err());
 }
+
+/// Values of every kind in the places where servers put theirs.
+#[test]
+fn no_chunk_makes_it_panic() {
+    let odd = [
+        json!(null),
+        json!(u64::MAX),
+        json!(-1),
+        json!(1.5e300),
+        json!("x"),
+        json!([1, {"text": 2}]),
+        json!({"token": 1, "top_logprobs": [2]}),
+        json!([{"index": u64::MAX, "id": "a", "function": {"name": "f", "arguments": []}}, {"function": 1}, 7]),
+    ];
+    for kind in [Kind::Chat, Kind::Completions] {
+        for a in &odd {
+            for b in &odd {
+                let mut mender = Mender::new(kind, &"asked".parse().unwrap(), "req_1");
+                let chunk = json!({"id": a, "created": b, "usage": {"prompt_tokens": a, "completion_tokens": b}, "choices": [
+                    {"index": a, "delta": {"content": b, "tool_calls": a, "role": b}, "logprobs": b, "finish_reason": a},
+                    {"delta": {"tool_calls": b}, "message": a, "text": b}, b]});
+                let _ = mender.split(chunk.clone());
+                let _ = (mender.mend(chunk.clone()), mender.mend(chunk), mender.last());
+                let _ = (
+                    mender.mend(a.clone()),
+                    embeddings(json!({"data": a, "usage": b}), &"m".parse().unwrap()),
+                );
+            }
+        }
+    }
+    let many = json!({"choices": [{"index": 1024, "delta": {}}]});
+    assert!(mender().mend(many).is_err());
+}
