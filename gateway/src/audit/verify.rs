@@ -441,7 +441,8 @@ impl Finding {
 /// The segments from the one on that holds this record.
 fn starting_at(folder: &Path, numbers: &[u64], from: Option<u64>) -> Vec<u64> {
     let Some(from) = from else { return numbers.to_vec() };
-    let holds = |number: &u64| Head::read(folder, *number).is_ok_and(|head| head.first <= from);
+    let holds =
+        |number: &u64| Head::read(folder, *number).is_ok_and(|head| head.first <= from && head.state().is_some());
     let start = numbers.iter().rposition(holds).unwrap_or(0);
     numbers[start..].to_vec()
 }
