@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{BufReader, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use wire::ModelFacts;
@@ -21,6 +21,19 @@ pub struct Summary {
     pub facts: ModelFacts,
     /// Numbers in all its tensors together.
     pub elements: u64,
+}
+
+/// The GGUF files that a path stands for: itself, or the shards in a folder in their order; none in any other folder.
+pub fn files(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return vec![path.to_owned()];
+    };
+    let mut shards: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+        .collect();
+    shards.sort();
+    shards
 }
 
 /// Reads the head and checks it.

@@ -17,7 +17,7 @@ mod prompt;
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -83,21 +83,23 @@ fn panic_text(error: tokio::task::JoinError) -> String {
 }
 
 fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, LoadError> {
-    let is_folder = path.is_dir();
+    let files = gguf::files(path);
     // The files that sentence-transformers adds make an embedding model of a folder.
     let embeds = path.join("modules.json").is_file();
-    let mut facts = if is_folder {
-        safetensors::inspect(path)?
-    } else {
-        gguf::inspect(path)?.facts
+    let mut facts = match files.split_first() {
+        None => safetensors::inspect(path)?,
+        Some((first, others)) => {
+            others.iter().try_for_each(|shard| gguf::inspect(shard).map(drop))?;
+            gguf::inspect(first)?.facts
+        }
     };
     report("loading the weights", 0.05);
     let loader = if embeds {
         embedding_loader(path)
-    } else if is_folder {
+    } else if files.is_empty() {
         folder_loader(path)?
     } else {
-        gguf_loader(path)?
+        gguf_loader(&files)
     };
     let paged = match spec.device {
         Device::Cuda(_) | Device::Metal if !embeds => Some(PagedAttentionConfig::new(
@@ -213,18 +215,13 @@ fn speech(pipeline: &dyn Pipeline, path: &Path) -> Result<Speech, LoadError> {
     })
 }
 
-fn gguf_loader(path: &Path) -> Result<Box<dyn Loader>, LoadError> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(LoadError::Engine(format!("{} is not a file", path.display())));
-    };
-    let folder = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
-    let names = vec![name.to_string_lossy().into_owned()];
-    let folder = folder.to_string_lossy().into_owned();
-    Ok(GGUFLoaderBuilder::new(None, None, folder, names, GGUFSpecificConfig::default(), false, None).build())
+/// The shards of one model lie in one folder.
+fn gguf_loader(files: &[PathBuf]) -> Box<dyn Loader> {
+    let folder = files[0].parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).to_string_lossy().into_owned();
+    let names = files.iter().filter_map(|file| file.file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    GGUFLoaderBuilder::new(None, None, folder, names, GGUFSpecificConfig::default(), false, None).build()
 }
 
 fn folder_loader(path: &Path) -> Result<Box<dyn Loader>, LoadError> {

@@ -298,5 +298,8 @@ pub fn environment(config: &EngineConfig) -> Vec<(&'static str, String)> {
 /// dense weights; decoding is a quarter faster, and memory the reason why large models stay packed.
 fn is_small(path: &Path) -> bool {
     const MOST: u64 = 1 << 30;
-    path.is_file() && gguf::inspect(path).is_ok_and(|head| head.elements <= MOST / 4)
+    let heads: Result<Vec<_>, _> = gguf::files(path).iter().map(|file| gguf::inspect(file)).collect();
+    heads.is_ok_and(|heads| {
+        !heads.is_empty() && heads.iter().fold(0, |sum: u64, head| sum.saturating_add(head.elements)) <= MOST / 4
+    })
 }

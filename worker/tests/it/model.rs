@@ -30,6 +30,26 @@ pub fn path() -> PathBuf {
     path
 }
 
+/// Path of a folder with the same model in two shards, split once.
+pub fn shards() -> PathBuf {
+    let whole = path();
+    let folder = whole.with_file_name("shards");
+    let lock = File::create(whole.with_file_name("shards.lock")).unwrap();
+    lock.lock().unwrap();
+    let done = folder.join("done");
+    if !done.exists() {
+        let _ = std::fs::remove_dir_all(&folder);
+        let venv = folder.join("venv");
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+        let python = venv.join("bin/python");
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "gguf==0.*"]));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/split_gguf.py");
+        run(Command::new(&python).arg(script).arg(&whole).arg(&folder));
+        File::create(done).unwrap();
+    }
+    folder
+}
+
 fn fetch(folder: &Path, path: &Path) {
     let venv = folder.join("venv");
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv));

@@ -54,6 +54,15 @@ fn content(whole: &Answer) -> String {
 }
 
 #[tokio::test]
+async fn a_model_in_shards_says_what_the_whole_one_says() {
+    let question = ask("What is the capital of France?");
+    let (whole, shards) = (real(&[]).await, start(&model::shards(), &[]).await);
+    let said = shards.ask(&question).await.text();
+    assert!(said.contains("Paris"), "{said}");
+    assert_eq!(said, whole.ask(&question).await.text());
+}
+
+#[tokio::test]
 async fn the_same_text_comes_streamed_and_in_one_piece_token_by_token_and_counted_exactly() {
     let worker = real(&[]).await;
     let question = ask("What is the capital of France?");
