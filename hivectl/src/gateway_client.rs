@@ -25,7 +25,7 @@ use self::{
     refusal::{names_a_thing, no_control_plane, refused, silent, unreachable_at},
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, ControlFrom},
     error::Failure,
     state,
 };
@@ -49,13 +49,8 @@ impl Gateway {
     /// The gateway that the configuration names, else the one that runs in the state folder.
     pub fn find(config: &Config) -> Result<Self, Failure> {
         let running = state::gateway(config);
-        // An address of this machine that is not the running gateway's of the named folder is another hive's, or of this
-        // one before it was started anew; and so is the key beside it.
-        let outlived = config.control_may_be_outlived
-            && running
-                .as_ref()
-                .zip(config.control_url.as_deref())
-                .is_some_and(|(run, url)| run.control_url != url && config::is_loopback(url));
+        // Flags come before the environment, and so does the hive of a folder that a flag names; and its key.
+        let outlived = config.control_from == ControlFrom::EnvironmentBesideFlag && elsewhere(config).is_some();
         let named = config.control_url.as_deref().filter(|_| !outlived);
         // A key file and an address in `run/` belong to this state folder's gateway; another one must not see them.
         let ours = running.filter(|run| named.is_none_or(|url| run.control_url == url));
@@ -81,6 +76,15 @@ impl Gateway {
             },
             _ => gateway,
         })
+    }
+
+    /// What to say where the environment names another gateway than the one that runs in the state folder.
+    pub fn environment_leads_elsewhere(config: &Config) -> Option<String> {
+        let (here, there) = elsewhere(config).filter(|_| config.control_from == ControlFrom::Environment)?;
+        Some(format!(
+            "HIVE_CONTROL_URL names {there}; the hive of {} runs at {here} (unset the variable to speak to it)",
+            config.home.display()
+        ))
     }
 
     /// The gateway that runs in the state folder, with the keys that lie there.
@@ -441,6 +445,14 @@ fn segment(id: &str) -> Result<&str, Failure> {
         format!("{id:?} is not an id"),
         "ids consist of letters, digits, - and _; copy one from a list",
     ))
+}
+
+/// Where the state folder's gateway runs and where the configuration leads instead, if that is another place on this
+/// machine.
+fn elsewhere(config: &Config) -> Option<(String, &str)> {
+    let there = config.control_url.as_deref().filter(|url| config::is_loopback(url))?;
+    let here = state::gateway(config)?.control_url;
+    (here != there).then_some((here, there))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::{
     cli::{Cli, Command, JobsCommand},
     config::Config,
     error::Failure,
+    gateway_client::Gateway,
     output::Output,
     signals::Signals,
 };
@@ -41,6 +42,11 @@ pub fn run(command: Command, config: &Config, output: &Output) -> Result<(), Fai
 }
 
 async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<(), Failure> {
+    if speaks_to_a_gateway(&command)
+        && let Some(warning) = Gateway::environment_leads_elsewhere(config)
+    {
+        output.note(warning);
+    }
     match command {
         Command::Up(args) => up::run(&args, config, output, &mut signals()?).await,
         Command::Supervise => supervise::run(config, &mut signals()?).await,
@@ -68,6 +74,14 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Audit(command) => interruptible(audit::run(command, config, output)).await,
         Command::Usage(args) => interruptible(usage::run(&args, config, output)).await,
     }
+}
+
+/// Whether a command goes to the gateway that the configuration names, and not to what runs in the state folder.
+fn speaks_to_a_gateway(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Jobs(_) | Command::Chat(_) | Command::Keys(_) | Command::Usage(_) | Command::Worker { .. }
+    )
 }
 
 /// For commands that a signal may end wherever they are: what they hold is given back as it is dropped.

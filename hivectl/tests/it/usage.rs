@@ -86,25 +86,22 @@ fn doctor_notices_a_key_that_others_can_read() {
 }
 
 #[test]
-fn an_environment_that_outlived_its_hive_does_not_lead_to_another() {
+fn an_environment_of_another_hive_is_told_of_and_yields_to_a_flag() {
     let (one, two) = (House::new(), House::new());
     one.up(&[]);
     two.up(&[]);
     let bundle = [one.exported("HIVE_CONTROL_URL"), one.exported("HIVE_ADMIN_KEY")];
-    let create = |by_flag: bool| {
-        let flag = two.home().to_string_lossy().into_owned();
-        let mut arguments = vec!["keys", "create", "mine"];
-        if by_flag {
-            arguments.extend(["--state-dir", &flag]);
-        }
-        let mut command = two.command(&arguments);
+    let folder = two.home().to_string_lossy().into_owned();
+    let create = |flags: &[&str]| {
+        let mut command = two.command(&[&["keys", "create", "mine"], flags].concat());
         command
             .env("HIVE_CONTROL_URL", &bundle[0])
             .env("HIVE_ADMIN_KEY", &bundle[1]);
         Started::new(command).end().expect(0)
     };
-    create(false);
-    create(true);
     let made = |house: &House| house.run(&["keys", "list"]).expect(0).stdout.matches("mine").count();
-    assert_eq!((made(&one), made(&two)), (0, 2));
+    create(&[]).says("HIVE_CONTROL_URL");
+    assert_eq!((made(&one), made(&two)), (1, 0));
+    create(&["--state-dir", &folder]);
+    assert_eq!((made(&one), made(&two)), (1, 1));
 }

@@ -26,7 +26,7 @@ pub fn inspect(folder: &Path) -> Result<ModelFacts, LoadError> {
         .collect();
     shards.sort();
     if shards.is_empty() {
-        let fault = "it holds no *.safetensors file".to_owned();
+        let fault = "it holds neither *.gguf nor *.safetensors files".to_owned();
         return Err(LoadError::Damaged {
             path: folder.to_owned(),
             fault,

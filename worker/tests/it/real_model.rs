@@ -235,6 +235,8 @@ async fn a_damaged_model_says_so_and_ends() {
         change(&mut std::fs::OpenOptions::new().write(true).open(&path).unwrap());
         path
     };
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
     let cases = [
         (
             damage("cut.gguf", &|file| file.set_len(50_000_000).unwrap()),
@@ -256,7 +258,7 @@ async fn a_damaged_model_says_so_and_ends() {
             "more than it has room for",
         ),
         (folder.path().join("missing.gguf"), "cannot read"),
-        (folder.path().to_owned(), "no *.safetensors"),
+        (empty, "neither *.gguf nor *.safetensors"),
     ];
     for (path, why) in cases {
         let own = tempfile::tempdir().unwrap();
