@@ -17,6 +17,10 @@ mod real_embeddings;
 #[cfg(feature = "engine")]
 mod real_model;
 #[cfg(feature = "engine")]
+mod real_safetensors;
+#[cfg(feature = "engine")]
 mod real_tools;
+#[cfg(feature = "engine")]
+mod tiny;
 mod tools;
 mod worker;
