@@ -35,8 +35,8 @@ pub struct Config {
     pub download: Patience,
     /// Scheme, host and port of the control plane, if named (`--control-url`, `HIVE_CONTROL_URL`).
     pub control_url: Option<String>,
-    /// Who named it.
-    pub control_from: ControlFrom,
+    /// Whether the environment named it, which may have outlived its hive.
+    pub control_is_environments: bool,
     /// Scheme, host and port of the data plane, if named (`data_url` in the file, else `OPENAI_BASE_URL` where it
     /// points to the host of `HIVE_CONTROL_URL` and `OPENAI_API_KEY` stands beside it).
     pub data_url: Option<String>,
@@ -55,17 +55,6 @@ pub struct Config {
     pub ssh_config: Option<PathBuf>,
     /// The cargo that runs us, if one does (`CARGO`).
     pub cargo: Option<PathBuf>,
-}
-
-/// Who named the control plane: the environment that `up --print-env` made may have outlived its hive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ControlFrom {
-    /// The environment, and a flag names the state folder: then that folder's running gateway counts.
-    EnvironmentBesideFlag,
-    /// The environment alone.
-    Environment,
-    /// A flag, the file, or nobody.
-    Elsewhere,
 }
 
 /// The model hub, in the variables its own tools use.
@@ -153,7 +142,6 @@ impl Config {
         // The environment that `up --print-env` made is about one hive; a flag that names another leaves it behind.
         let is_about_another = named.is_some() && environments.is_some() && named != environments;
         let about_this = |name: &str| if is_about_another { Ok(None) } else { text(name) };
-        let home_by_flag = named.is_some();
         let home = match named.or(environments) {
             Some(home) => home,
             None => below("XDG_STATE_HOME", ".local/state")
@@ -208,11 +196,7 @@ impl Config {
             (Some(url), _) => (Some(url), None),
             (None, openai) => openai.unzip(),
         };
-        let control_from = match (&flags.control_url, &control_from_env) {
-            (None, Some(_)) if home_by_flag => ControlFrom::EnvironmentBesideFlag,
-            (None, Some(_)) => ControlFrom::Environment,
-            _ => ControlFrom::Elsewhere,
-        };
+        let control_is_environments = flags.control_url.is_none() && control_from_env.is_some();
         let control_url = flags.control_url.clone().or(control_from_env).or(file.control_url);
         Ok(Self {
             models: absolute(&models)?,
@@ -226,7 +210,7 @@ impl Config {
                 .map(|url| base_url("the control plane's URL", &url))
                 .transpose()?,
             data_url: data_url.map(|url| base_url("the data plane's URL", &url)).transpose()?,
-            control_from,
+            control_is_environments,
             inference_key,
             admin_key: secret("HIVE_ADMIN_KEY")?,
             model: about_this("HIVE_MODEL")?.or(file.model),

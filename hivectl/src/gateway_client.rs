@@ -25,7 +25,7 @@ use self::{
     refusal::{names_a_thing, no_control_plane, refused, silent, unreachable_at},
 };
 use crate::{
-    config::{self, Config, ControlFrom},
+    config::{self, Config},
     error::Failure,
     state,
 };
@@ -48,12 +48,9 @@ pub struct Gateway {
 impl Gateway {
     /// The gateway that the configuration names, else the one that runs in the state folder.
     pub fn find(config: &Config) -> Result<Self, Failure> {
-        let running = state::gateway(config);
-        // Flags come before the environment, and so does the hive of a folder that a flag names; and its key.
-        let outlived = config.control_from == ControlFrom::EnvironmentBesideFlag && elsewhere(config).is_some();
-        let named = config.control_url.as_deref().filter(|_| !outlived);
+        let named = config.control_url.as_deref();
         // A key file and an address in `run/` belong to this state folder's gateway; another one must not see them.
-        let ours = running.filter(|run| named.is_none_or(|url| run.control_url == url));
+        let ours = state::gateway(config).filter(|run| named.is_none_or(|url| run.control_url == url));
         let gateway = match (ours, named) {
             (Some(run), _) => Self::local(config, &run)?,
             (None, Some(url)) => Self::new(
@@ -70,21 +67,24 @@ impl Gateway {
             }
         };
         Ok(match &config.admin_key {
-            Some(key) if !outlived => Self {
+            Some(key) => Self {
                 admin_key: Some(key.clone()),
                 ..gateway
             },
-            _ => gateway,
+            None => gateway,
         })
     }
 
-    /// What to say where the environment names another gateway than the one that runs in the state folder.
+    /// What to say where the environment names another gateway of this machine than the one in the state folder.
     pub fn environment_leads_elsewhere(config: &Config) -> Option<String> {
-        let (here, there) = elsewhere(config).filter(|_| config.control_from == ControlFrom::Environment)?;
-        Some(format!(
-            "HIVE_CONTROL_URL names {there}; the hive of {} runs at {here} (unset the variable to speak to it)",
-            config.home.display()
-        ))
+        let there = config.control_url.as_deref().filter(|url| config::is_loopback(url))?;
+        let here = state::gateway(config)?.control_url;
+        (config.control_is_environments && here != there).then(|| {
+            format!(
+                "HIVE_CONTROL_URL names {there}; the hive of {} runs at {here} (unset the variable to speak to it)",
+                config.home.display()
+            )
+        })
     }
 
     /// The gateway that runs in the state folder, with the keys that lie there.
@@ -445,14 +445,6 @@ fn segment(id: &str) -> Result<&str, Failure> {
         format!("{id:?} is not an id"),
         "ids consist of letters, digits, - and _; copy one from a list",
     ))
-}
-
-/// Where the state folder's gateway runs and where the configuration leads instead, if that is another place on this
-/// machine.
-fn elsewhere(config: &Config) -> Option<(String, &str)> {
-    let there = config.control_url.as_deref().filter(|url| config::is_loopback(url))?;
-    let here = state::gateway(config)?.control_url;
-    (here != there).then_some((here, there))
 }
 
 #[cfg(test)]
