@@ -36,7 +36,7 @@ async fn a_folder_of_safetensors_chats_by_its_own_template() {
         rest = &rest[word.len()..];
     }
     assert_eq!(rest, "", "{text}");
-    let long = worker.ask(&with(streamed(&"x ".repeat(64)), json!({}))).await;
+    let long = worker.ask(&with(streamed("x ".repeat(64)), json!({}))).await;
     assert_eq!(
         (long.status.as_u16(), long.code()),
         (400, "context_length_exceeded".to_owned())
