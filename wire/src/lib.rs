@@ -1,5 +1,5 @@
 //! The types that cross a process boundary between Hive's own programs, and nothing else:
-//! worker ↔ gateway, hivectl ↔ gateway, and the small files under `$HIVE_HOME/run`.
+//! worker ↔ gateway, hivectl ↔ gateway, the small files under `$HIVE_HOME/run`, and model files: hivectl ↔ worker.
 //!
 //! It never does I/O, knows no clock and no async runtime. What is not serialised does not belong here. [`openai`] is
 //! what clients send, as the gateway checks it and the worker takes it.
@@ -10,6 +10,7 @@ mod keys;
 mod names;
 pub mod openai;
 mod run;
+mod tensors;
 mod worker;
 
 pub use audit::*;
@@ -17,4 +18,5 @@ pub use control::*;
 pub use keys::*;
 pub use names::*;
 pub use run::*;
+pub use tensors::*;
 pub use worker::*;

@@ -7,6 +7,8 @@ use std::{
     io::{self, BufReader, Read},
 };
 
+use wire::TensorType;
+
 use super::weights::Facts;
 
 /// A file read front to back, which never goes beyond its end and says so in a sentence.
@@ -120,16 +122,14 @@ pub fn inspect(reader: &mut Reader) -> Result<Facts, String> {
         }
         let (kind, offset) = (reader.u32()?, reader.u64()?);
         // How much room an unknown type takes is unknown too.
-        let (block, bytes) = match layout(kind) {
-            Some((_, block, bytes, true)) => (block, bytes),
-            Some((name, block, bytes, false)) => {
-                facts.unsupported.get_or_insert_with(|| name.to_owned());
-                (block, bytes)
+        let (block, bytes) = if let Some(layout) = TensorType::of(kind) {
+            if !layout.is_supported {
+                facts.unsupported.get_or_insert_with(|| layout.name.to_owned());
             }
-            None => {
-                facts.unsupported.get_or_insert_with(|| kind.to_string());
-                (1, 0)
-            }
+            (layout.block, layout.bytes)
+        } else {
+            facts.unsupported.get_or_insert_with(|| kind.to_string());
+            (1, 0)
         };
         let end = elements
             .and_then(|elements| elements.div_ceil(block).checked_mul(bytes))
@@ -181,46 +181,6 @@ fn value(reader: &mut Reader, kind: u32, depth: u32) -> Result<Option<u64>, Stri
             None
         }
         _ => return Err(format!("a value in its header has the unknown type {kind}")),
-    })
-}
-
-/// The tensor types by their number in the file (`ggml.h`, sizes from `ggml.c`): name, so many elements in so many
-/// bytes, and whether the worker's engine can compute with it. `worker/src/engine/gguf.rs` says the same.
-fn layout(kind: u32) -> Option<(&'static str, u64, u64, bool)> {
-    Some(match kind {
-        0 => ("F32", 1, 4, true),
-        1 => ("F16", 1, 2, true),
-        2 => ("Q4_0", 32, 18, true),
-        3 => ("Q4_1", 32, 20, true),
-        6 => ("Q5_0", 32, 22, true),
-        7 => ("Q5_1", 32, 24, true),
-        8 => ("Q8_0", 32, 34, true),
-        9 => ("Q8_1", 32, 36, true),
-        10 => ("Q2_K", 256, 84, true),
-        11 => ("Q3_K", 256, 110, true),
-        12 => ("Q4_K", 256, 144, true),
-        13 => ("Q5_K", 256, 176, true),
-        14 => ("Q6_K", 256, 210, true),
-        15 => ("Q8_K", 256, 292, true),
-        16 => ("IQ2_XXS", 256, 66, false),
-        17 => ("IQ2_XS", 256, 74, false),
-        18 => ("IQ3_XXS", 256, 98, false),
-        19 => ("IQ1_S", 256, 50, false),
-        20 => ("IQ4_NL", 32, 18, false),
-        21 => ("IQ3_S", 256, 110, false),
-        22 => ("IQ2_S", 256, 82, false),
-        23 => ("IQ4_XS", 256, 136, false),
-        24 => ("I8", 1, 1, false),
-        25 => ("I16", 1, 2, false),
-        26 => ("I32", 1, 4, false),
-        27 => ("I64", 1, 8, false),
-        28 => ("F64", 1, 8, false),
-        29 => ("IQ1_M", 256, 56, false),
-        30 => ("BF16", 1, 2, true),
-        34 => ("TQ1_0", 256, 54, false),
-        35 => ("TQ2_0", 256, 66, false),
-        39 => ("MXFP4", 32, 17, false),
-        _ => return None,
     })
 }
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wire::ModelFacts;
+use wire::{ModelFacts, TensorType};
 
 use super::LoadError;
 
@@ -111,7 +111,7 @@ fn read_head(source: impl Read, length: u64) -> Result<Summary, Refusal> {
         elements = elements.saturating_add(tensor.elements);
         end = end.max(tensor.offset.saturating_add(tensor.size));
         match tensor.layout {
-            Some(Layout {
+            Some(TensorType {
                 name,
                 is_supported: true,
                 ..
@@ -119,7 +119,7 @@ fn read_head(source: impl Read, length: u64) -> Result<Summary, Refusal> {
                 let weight = weights.entry(name).or_default();
                 *weight = weight.saturating_add(tensor.size);
             }
-            Some(Layout { name, .. }) => unsupported = unsupported.or(Some(name.to_owned())),
+            Some(TensorType { name, .. }) => unsupported = unsupported.or(Some(name.to_owned())),
             None => unsupported = unsupported.or(Some(tensor.kind.to_string())),
         }
     }
@@ -140,7 +140,7 @@ fn read_head(source: impl Read, length: u64) -> Result<Summary, Refusal> {
 /// One tensor: how it lies in the file, how many numbers in how many bytes, and where in the file's data.
 struct Tensor {
     kind: u32,
-    layout: Option<Layout>,
+    layout: Option<TensorType>,
     elements: u64,
     size: u64,
     offset: u64,
@@ -257,7 +257,7 @@ impl<R: Read> Head<R> {
         }
         let kind = self.u32()?;
         let offset = self.u64()?;
-        let layout = layout(kind);
+        let layout = TensorType::of(kind);
         // How much room an unknown type takes is unknown too.
         let (block, bytes) = layout.map_or((1, 0), |layout| (layout.block, layout.bytes));
         let size = elements.div_ceil(block).checked_mul(bytes);
@@ -270,61 +270,6 @@ impl<R: Read> Head<R> {
             offset,
         })
     }
-}
-
-/// How a tensor type lies in the file: so many elements in so many bytes.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    name: &'static str,
-    block: u64,
-    bytes: u64,
-    /// Whether the engine can compute with it (candle's `GgmlDType`).
-    is_supported: bool,
-}
-
-/// The tensor types by their number in the file (`ggml.h`, sizes from `ggml.c`).
-fn layout(kind: u32) -> Option<Layout> {
-    let (name, block, bytes, is_supported) = match kind {
-        0 => ("F32", 1, 4, true),
-        1 => ("F16", 1, 2, true),
-        2 => ("Q4_0", 32, 18, true),
-        3 => ("Q4_1", 32, 20, true),
-        6 => ("Q5_0", 32, 22, true),
-        7 => ("Q5_1", 32, 24, true),
-        8 => ("Q8_0", 32, 34, true),
-        9 => ("Q8_1", 32, 36, true),
-        10 => ("Q2_K", 256, 84, true),
-        11 => ("Q3_K", 256, 110, true),
-        12 => ("Q4_K", 256, 144, true),
-        13 => ("Q5_K", 256, 176, true),
-        14 => ("Q6_K", 256, 210, true),
-        15 => ("Q8_K", 256, 292, true),
-        16 => ("IQ2_XXS", 256, 66, false),
-        17 => ("IQ2_XS", 256, 74, false),
-        18 => ("IQ3_XXS", 256, 98, false),
-        19 => ("IQ1_S", 256, 50, false),
-        20 => ("IQ4_NL", 32, 18, false),
-        21 => ("IQ3_S", 256, 110, false),
-        22 => ("IQ2_S", 256, 82, false),
-        23 => ("IQ4_XS", 256, 136, false),
-        24 => ("I8", 1, 1, false),
-        25 => ("I16", 1, 2, false),
-        26 => ("I32", 1, 4, false),
-        27 => ("I64", 1, 8, false),
-        28 => ("F64", 1, 8, false),
-        29 => ("IQ1_M", 256, 56, false),
-        30 => ("BF16", 1, 2, true),
-        34 => ("TQ1_0", 256, 54, false),
-        35 => ("TQ2_0", 256, 66, false),
-        39 => ("MXFP4", 32, 17, false),
-        _ => return None,
-    };
-    Some(Layout {
-        name,
-        block,
-        bytes,
-        is_supported,
-    })
 }
 
 #[cfg(test)]
