@@ -1,12 +1,15 @@
-//! What the audit journal costs, and whether both verifiers find every edit of a large one.
+//! What the audit journal costs, whether both verifiers find every edit of a large one, and whether they find fault with
+//! any that only crashed.
 //!
-//! `cargo bench -p gateway --bench audit -- [RECORDS] [EDITS] [EDITS FOR PYTHON]`, 100000, 1000 and 10 if not given.
-//! It exits with 1 if an edit is missed or misplaced.
+//! `cargo bench -p gateway --bench audit -- [RECORDS] [EDITS] [EDITS FOR PYTHON] [JOURNALS] [JOURNALS FOR PYTHON]`, 100000,
+//! 1000, 10, 1000 and 50 if not given. It exits with 1 if an edit is missed or misplaced, or a clean journal alarms.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a bench prints, and may stop at the first surprise"
 )]
+
+mod crashes;
 
 use std::{
     path::Path,
@@ -27,8 +30,8 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 fn main() -> ExitCode {
     let numbers: Vec<u64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
-    let [records, edits, for_python] =
-        [(0, 100_000), (1, 1000), (2, 10)].map(|(n, usual)| *numbers.get(n).unwrap_or(&usual));
+    let [records, edits, for_python, journals, of_them_for_python] =
+        [(0, 100_000), (1, 1000), (2, 10), (3, 1000), (4, 50)].map(|(n, usual)| *numbers.get(n).unwrap_or(&usual));
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("audit");
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -39,7 +42,37 @@ fn main() -> ExitCode {
     println!("verified: {} records/s", rate(report.records, began.elapsed()));
     let missed = edit(&folder, edits, for_python);
     println!("{edits} random edits ({for_python} of them also for verify.py): {missed} missed or misplaced");
-    ExitCode::from(u8::from(missed > 0))
+    let (alarms, states) = crash(journals, of_them_for_python);
+    println!(
+        "{journals} journals crashed {states} times ({of_them_for_python} of them also for verify.py): {alarms} false alarms"
+    );
+    ExitCode::from(u8::from(missed > 0 || alarms > 0))
+}
+
+/// Lets journals crash; how many false alarms there were, of how many states.
+fn crash(journals: u64, for_python: u64) -> (usize, u64) {
+    let mut states = 0;
+    let alarms = crashes::clean_journals(journals, |number, folder, anchors, report| {
+        states += 1;
+        if number >= for_python {
+            return None;
+        }
+        let told = in_python(folder, &["--anchors", anchors.to_str().unwrap()]);
+        (told["exit_code"] != report.exit_code || told["root"] != report.root.as_str()).then(|| told.to_string())
+    });
+    for alarm in &alarms {
+        println!("false alarm: {alarm:?}");
+    }
+    // The last state of each is that of a gateway that has started again.
+    (alarms.len(), states - journals)
+}
+
+/// What the verifier that shares no code says.
+fn in_python(folder: &Path, more: &[&str]) -> serde_json::Value {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/audit/verify.py");
+    let mut command = Command::new("python3");
+    command.arg(script).arg("--dir").arg(folder).arg("--json").args(more);
+    serde_json::from_slice(&command.output().unwrap().stdout).unwrap_or_default()
 }
 
 /// Writes records as requests would, then one after the other as `eu-strict` would.
@@ -112,15 +145,7 @@ fn edit(folder: &Path, edits: u64, for_python: u64) -> u64 {
         let report = verify(folder, &Inquiry::default());
         let right = report.result == Verdict::Altered && report.first_bad == line["seq"].as_u64();
         let agrees = round >= for_python || {
-            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/audit/verify.py");
-            let told = Command::new("python3")
-                .arg(script)
-                .arg("--dir")
-                .arg(folder)
-                .arg("--json")
-                .output()
-                .unwrap();
-            let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap_or_default();
+            let told = in_python(folder, &[]);
             told["exit_code"] == 1 && told["first_bad"] == line["seq"]
         };
         if !(right && agrees) {

@@ -86,6 +86,8 @@ pub enum ApiError {
     WorkerStalled(Duration),
     /// The registry database cannot be written now.
     Storage(DbError),
+    /// There is no audit journal.
+    AuditOff,
     /// The audit journal cannot be written, and nothing may happen unrecorded.
     AuditUnavailable(Unavailable),
     /// A fault of ours.
@@ -114,7 +116,7 @@ impl ApiError {
             Self::TooLarge(_) | Self::Upstream(StatusCode::PAYLOAD_TOO_LARGE, _) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::StaleEpoch | Self::WorkerExists(_) | Self::Cancelled => StatusCode::CONFLICT,
+            Self::StaleEpoch | Self::WorkerExists(_) | Self::Cancelled | Self::AuditOff => StatusCode::CONFLICT,
             Self::NoSlot(NoSlot::UnknownModel, _) => StatusCode::NOT_FOUND,
             Self::NoSlot(..) | Self::ShuttingDown | Self::Storage(_) | Self::AuditUnavailable(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -180,6 +182,7 @@ impl ApiError {
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",
             Self::Storage(_) => "storage_unavailable",
+            Self::AuditOff => "audit_off",
             Self::AuditUnavailable(_) => "audit_unavailable",
             Self::Internal(_) => "internal_error",
         }
@@ -246,6 +249,9 @@ impl ApiError {
             Self::DeadlineExceeded => "The deadline in x-hive-deadline-ms has passed.".into(),
             Self::Cancelled => "An operator cancelled this request.".into(),
             Self::ShuttingDown => "The gateway is shutting down. Send the request again.".into(),
+            Self::AuditOff => {
+                "The audit journal is off: nothing is recorded, signed or found. Set audit.mode to `metadata` or `eu-strict`, and start the gateway again.".into()
+            }
             Self::AuditUnavailable(_) => {
                 "The audit journal cannot be written, and nothing is served unrecorded. Try again; the gateway's log says why.".into()
             }

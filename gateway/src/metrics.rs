@@ -25,9 +25,13 @@ const SLOTS: &str = "hive_slots";
 const TAKEN: &str = "hive_slots_taken";
 const QUEUE: &str = "hive_queue_length";
 const WORKERS: &str = "hive_workers";
+const AUDIT_LOST: &str = "hive_audit_lost_records_total";
+const AUDIT_FAILING: &str = "hive_audit_failing";
+const AUDIT_SIGNED: &str = "hive_audit_signed_records";
+const UNANCHORED: &str = "hive_audit_unanchored_seconds";
 
 /// Every metric there is.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 19] = [
     REQUESTS,
     TOKENS,
     TTFT,
@@ -43,6 +47,10 @@ pub const NAMES: [&str; 15] = [
     TAKEN,
     QUEUE,
     WORKERS,
+    AUDIT_LOST,
+    AUDIT_FAILING,
+    AUDIT_SIGNED,
+    UNANCHORED,
 ];
 
 /// Seconds, from a cache hit on a GPU to a long prefill on a CPU.
@@ -80,6 +88,20 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!(TAKEN, "Slots taken by our requests, by model");
     describe_gauge!(QUEUE, "Requests that wait for a slot, by model");
     describe_gauge!(WORKERS, "Workers, by state");
+    describe_counter!(
+        AUDIT_LOST,
+        "Audit records that could not be written; the journal counts them, too"
+    );
+    describe_gauge!(AUDIT_FAILING, "1 while audit records cannot be written");
+    describe_gauge!(
+        AUDIT_SIGNED,
+        "Records that the newest checkpoint of the audit journal counts"
+    );
+    describe_gauge!(
+        UNANCHORED,
+        Unit::Seconds,
+        "Since the anchors had all of the audit journal"
+    );
     Ok(handle)
 }
 
@@ -96,6 +118,15 @@ pub fn render(hive: &Hive) -> String {
     for state in WorkerState::ALL {
         let count = workers.iter().filter(|worker| worker.state == state).count();
         gauge!(WORKERS, "state" => state.as_str()).set(float(count));
+    }
+    let journal = &hive.audit.journal;
+    if journal.is_on() {
+        counter!(AUDIT_LOST).absolute(journal.lost());
+        gauge!(AUDIT_FAILING).set(if journal.is_failing() { 1.0 } else { 0.0 });
+        gauge!(AUDIT_SIGNED).set(float(usize::try_from(journal.signed()).unwrap_or(usize::MAX)));
+    }
+    if let Some(time) = journal.unanchored_for() {
+        gauge!(UNANCHORED).set(time.as_secs_f64());
     }
     hive.metrics.run_upkeep();
     hive.metrics.render()

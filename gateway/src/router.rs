@@ -91,6 +91,7 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::audit::checkpoint))
         .routes(routes!(api::audit::export))
         .routes(routes!(api::audit::erase))
+        .routes(routes!(api::audit::downloaded))
         .routes(routes!(api::audit::prune))
         .routes(routes!(api::health::live))
         .routes(routes!(api::health::ready))

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::ModelName;
+
 /// `GET /control/v1/audit/checkpoint`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditCheckpoint {
@@ -42,6 +44,16 @@ pub struct SubjectErase {
 pub struct SubjectErased {
     /// Whether there was a key to destroy.
     pub erased: bool,
+}
+
+/// `POST /control/v1/audit/downloads`: a model that was downloaded for this hive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelDownload {
+    /// Its name in the store.
+    pub model: ModelName,
+    /// The SHA-256 of its file, in hexadecimal; of several, that of the lines `sha256sum` prints for them.
+    pub sha256: String,
 }
 
 /// `POST /control/v1/audit/prune`.

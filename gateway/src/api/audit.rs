@@ -5,17 +5,20 @@ use std::io;
 use axum::{
     Json,
     extract::{Query, State, rejection::QueryRejection},
+    http::StatusCode,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
-use wire::{AuditCheckpoint, AuditPrune, AuditPruned, SubjectErase, SubjectErased, SubjectExport, SubjectRecords};
+use wire::{
+    AuditCheckpoint, AuditPrune, AuditPruned, ModelDownload, SubjectErase, SubjectErased, SubjectExport, SubjectRecords,
+};
 
 use super::body;
 use crate::{
     audit::{
         journal::Unavailable,
-        reading,
-        record::{Event, Kind, Outcome},
+        note, reading,
+        record::{Event, Kind, Object, Outcome},
         subjects::Subjects,
     },
     auth::caller::{Auditor, Operator},
@@ -40,7 +43,8 @@ pub struct Page {
     (status = 400, description = "The query is at fault", body = wire::ErrorEnvelope),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
     (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
-    (status = 503, description = "Nothing is recorded, or it cannot be read now", body = wire::ErrorEnvelope),
+    (status = 409, description = "The journal is off", body = wire::ErrorEnvelope),
+    (status = 503, description = "It cannot be read now", body = wire::ErrorEnvelope),
 ))]
 pub async fn list(
     State(state): State<AppState>,
@@ -61,9 +65,11 @@ pub async fn list(
     (status = 200, description = "The checkpoint", body = AuditCheckpoint),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
     (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
-    (status = 503, description = "Nothing is recorded, or it cannot be written now", body = wire::ErrorEnvelope),
+    (status = 409, description = "The journal is off", body = wire::ErrorEnvelope),
+    (status = 503, description = "It cannot be written now", body = wire::ErrorEnvelope),
 ))]
 pub async fn checkpoint(State(state): State<AppState>, _: Auditor) -> Result<Json<AuditCheckpoint>, ApiError> {
+    recorded(&state)?;
     let checkpoint = state.audit.journal.checkpoint().await?;
     Ok(Json(AuditCheckpoint { checkpoint }))
 }
@@ -74,7 +80,8 @@ pub async fn checkpoint(State(state): State<AppState>, _: Auditor) -> Result<Jso
     (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
     (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
-    (status = 503, description = "Nothing is recorded, or it cannot be read now", body = wire::ErrorEnvelope),
+    (status = 409, description = "The journal is off", body = wire::ErrorEnvelope),
+    (status = 503, description = "It cannot be read now", body = wire::ErrorEnvelope),
 ))]
 pub async fn export(
     State(state): State<AppState>,
@@ -100,7 +107,8 @@ pub async fn export(
     (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
     (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
-    (status = 503, description = "Nothing is recorded, or the key cannot be destroyed now", body = wire::ErrorEnvelope),
+    (status = 409, description = "The journal is off", body = wire::ErrorEnvelope),
+    (status = 503, description = "The key cannot be destroyed now", body = wire::ErrorEnvelope),
 ))]
 pub async fn erase(
     State(state): State<AppState>,
@@ -131,19 +139,50 @@ pub async fn erase(
     Ok(Json(SubjectErased { erased }))
 }
 
+/// Record that a model was downloaded; with the journal off, nothing is.
+#[utoipa::path(post, path = "/control/v1/audit/downloads", tag = "audit", request_body = ModelDownload, responses(
+    (status = 204, description = "It is on the record"),
+    (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
+    (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+    (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
+    (status = 503, description = "It cannot be written now", body = wire::ErrorEnvelope),
+))]
+pub async fn downloaded(
+    State(state): State<AppState>,
+    Operator(operator): Operator,
+    body::Json(download): body::Json<ModelDownload>,
+) -> Result<StatusCode, ApiError> {
+    if note::unhex(&download.sha256).is_none() {
+        return Err(ApiError::invalid(
+            "sha256",
+            "`sha256` must have 64 hexadecimal digits in lower case.",
+        ));
+    }
+    let event = Event::now(Kind::ModelDownload).on(Object {
+        model: Some(download.model.to_string()),
+        sha256: Some(download.sha256),
+        ..Object::default()
+    });
+    let by = state.audit.acts.by(Some(&operator.id));
+    by.sign_alone(&state.db, event).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Remove whole segments of expired records.
 #[utoipa::path(post, path = "/control/v1/audit/prune", tag = "audit", request_body = AuditPrune, responses(
     (status = 200, description = "What is left", body = AuditPruned),
     (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
     (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
-    (status = 503, description = "Nothing is recorded, or it cannot be written now", body = wire::ErrorEnvelope),
+    (status = 409, description = "The journal is off", body = wire::ErrorEnvelope),
+    (status = 503, description = "It cannot be written now", body = wire::ErrorEnvelope),
 ))]
 pub async fn prune(
     State(state): State<AppState>,
     _: Operator,
     body::Json(prune): body::Json<AuditPrune>,
 ) -> Result<Json<AuditPruned>, ApiError> {
+    recorded(&state)?;
     let retention = state.config.audit.retention.as_secs();
     let older_than_s = prune.older_than_s.unwrap_or(retention);
     if state.audit.journal.mode() == Mode::EuStrict && older_than_s < retention {
@@ -161,8 +200,7 @@ pub async fn prune(
 
 /// The people in the record, if there is one.
 fn recorded(state: &AppState) -> Result<&Subjects, ApiError> {
-    let off = || Unavailable("it is off: set audit.mode".into());
-    Ok(state.audit.subjects().ok_or_else(off)?)
+    state.audit.subjects().ok_or(ApiError::AuditOff)
 }
 
 /// Reading is for a thread that may wait.

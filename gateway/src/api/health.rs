@@ -13,17 +13,22 @@ pub struct Health {
     status: &'static str,
     /// The gateway's version.
     version: &'static str,
+    /// How much is recorded: `off`, `metadata` or `eu-strict`.
+    audit: &'static str,
 }
 
-const OK: Health = Health {
-    status: "ok",
-    version: env!("CARGO_PKG_VERSION"),
-};
+fn well(state: &AppState) -> Json<Health> {
+    Json(Health {
+        status: "ok",
+        version: env!("CARGO_PKG_VERSION"),
+        audit: state.audit.journal.mode().as_str(),
+    })
+}
 
 /// Whether the process lives.
 #[utoipa::path(get, path = "/healthz", tag = "health", security(()), responses((status = 200, description = "It lives", body = Health)))]
-pub async fn live() -> Json<Health> {
-    Json(OK)
+pub async fn live(State(state): State<AppState>) -> Json<Health> {
+    well(&state)
 }
 
 /// Whether it takes requests: the registry is open and it is not draining; no worker is needed.
@@ -37,6 +42,6 @@ pub async fn ready(State(state): State<AppState>) -> Result<Json<Health>, ApiErr
     } else if !state.audit.journal.serves() {
         Err(ApiError::AuditUnavailable(Unavailable("it failed lately".into())))
     } else {
-        Ok(Json(OK))
+        Ok(well(&state))
     }
 }

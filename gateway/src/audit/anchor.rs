@@ -5,7 +5,7 @@
 
 use std::{io::Write as _, path::Path, process::Stdio, time::Duration};
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     journal::Journal,
@@ -13,6 +13,8 @@ use super::{
 };
 use crate::config;
 
+/// How many bytes are read of what an anchor's command says of a failure.
+const WORDS: u64 = 4096;
 /// How long an anchor's command may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,6 +42,7 @@ impl Anchors {
         let size = size(&note);
         // The record of the last anchor alone is no news.
         if size <= self.last + 1 && self.last > 0 {
+            journal.anchored();
             return Ok(());
         }
         let sent = self.send(&note).await;
@@ -50,6 +53,7 @@ impl Anchors {
         journal.record(event);
         if sent.is_ok() {
             self.last = size;
+            journal.anchored();
         }
         sent
     }
@@ -85,17 +89,28 @@ async fn pipe(program: &str, arguments: &[String], note: &str) -> std::io::Resul
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(note.as_bytes()).await?;
+        // One that does not want to read says why.
+        let _ = stdin.write_all(note.as_bytes()).await;
+    }
+    let (mut words, mut rest) = (Vec::new(), tokio::io::sink());
+    if let Some(mut stderr) = child.stderr.take() {
+        (&mut stderr).take(WORDS).read_to_end(&mut words).await?;
+        tokio::io::copy(&mut stderr, &mut rest).await?;
     }
     let status = child.wait().await?;
     if status.success() {
-        Ok(())
-    } else {
-        Err(std::io::Error::other(format!("it ended with {status}")))
+        return Ok(());
     }
+    let words = String::from_utf8_lossy(&words);
+    let words: Vec<_> = words.split_whitespace().collect();
+    Err(std::io::Error::other(format!(
+        "it ended with {status}: {}",
+        words.join(" ")
+    )))
 }
 
 /// How many records a note counts.

@@ -68,6 +68,10 @@ struct Shared {
     lost: Mutex<Loss>,
     /// Records that were ever lost, for whoever asks.
     lost_ever: AtomicU64,
+    /// How many records the newest checkpoint counts.
+    signed: AtomicU64,
+    /// When the anchors last had all there was.
+    anchored: Mutex<Option<Instant>>,
     writer: Mutex<Option<JoinHandle<Option<String>>>>,
 }
 
@@ -111,6 +115,7 @@ impl Journal {
             fold: Fold::default(),
             kept: first.into(),
             waiting: Vec::new(),
+            awaited: 0,
             askers: Vec::new(),
             lost: Loss::default(),
             unsigned_since: None,
@@ -141,7 +146,28 @@ impl Journal {
 
     /// Whether requests may be served: in `eu-strict`, only while records can be written.
     pub fn serves(&self) -> bool {
-        self.mode != Mode::EuStrict || !self.shared.failing.load(Ordering::Relaxed)
+        self.mode != Mode::EuStrict || !self.is_failing()
+    }
+
+    /// Whether records cannot be written now.
+    pub fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Relaxed)
+    }
+
+    /// How many records the newest checkpoint counts.
+    pub fn signed(&self) -> u64 {
+        self.shared.signed.load(Ordering::Relaxed)
+    }
+
+    /// The anchors have all there is.
+    pub fn anchored(&self) {
+        *self.shared.anchored.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long ago the anchors last had all there was; none without anchors.
+    pub fn unanchored_for(&self) -> Option<Duration> {
+        let anchored = *self.shared.anchored.lock().unwrap_or_else(PoisonError::into_inner);
+        anchored.map(|at| at.elapsed())
     }
 
     /// How many records were ever lost by this process.
@@ -160,15 +186,25 @@ impl Journal {
         self.post(Message::Denied(denial), crate::now_ms());
     }
 
-    /// Records an event that must be on the disk before its request is served: in `eu-strict` waits for that.
+    /// Records the start of a request, which must be on the disk before it is served: in `eu-strict` waits for that.
     pub async fn before_serving(&self, event: Event) -> Result<(), Unavailable> {
         if self.mode != Mode::EuStrict {
             self.record(event);
             return Ok(());
         }
-        tokio::time::timeout(PATIENCE, self.durable(event))
-            .await
-            .unwrap_or_else(|_| Err(Unavailable(format!("not within {} s", PATIENCE.as_secs()))))
+        if let Ok(done) = tokio::time::timeout(PATIENCE, self.durable(event.clone())).await {
+            return done;
+        }
+        // It may be written yet, and then nothing but this says that the request was refused.
+        self.record(Event {
+            kind: Kind::RequestEnd,
+            outcome: Some(Outcome {
+                state: "failed".into(),
+                code: Some("audit_unavailable".into()),
+            }),
+            ..event
+        });
+        Err(Unavailable(format!("not within {} s", PATIENCE.as_secs())))
     }
 
     /// Records an event and waits until it is on the disk.
@@ -243,6 +279,14 @@ impl Loss {
         }
     }
 
+    fn told_by(gap: &Event) -> Self {
+        Self {
+            count: gap.count.unwrap_or(0),
+            from: gap.from.unwrap_or(gap.at_ms),
+            to: gap.to.unwrap_or(gap.at_ms),
+        }
+    }
+
     fn event(self, strict: bool) -> Event {
         let mut event = Event::now(Kind::Gap);
         (event.count, event.from, event.to) = (Some(self.count), Some(self.from), Some(self.to));
@@ -263,6 +307,8 @@ struct Writer {
     kept: VecDeque<Event>,
     /// What somebody waits for.
     waiting: Vec<(Event, Answer<()>)>,
+    /// How many of those the log has taken and the disk may not keep.
+    awaited: usize,
     /// Who wants a checkpoint.
     askers: Vec<Answer<String>>,
     lost: Loss,
@@ -321,10 +367,7 @@ impl Writer {
             Message::Denied(denial) => self.kept.extend(self.fold.see(denial, crate::now_ms())),
             Message::Checkpoint(answer) => self.askers.push(answer),
             Message::Prune(before_ms, answer) => {
-                let done = self
-                    .log
-                    .prune(before_ms)
-                    .map_err(|error| Unavailable(error.to_string()));
+                let done = self.prune(before_ms).map_err(|error| Unavailable(error.to_string()));
                 let _ = answer.send(done);
             }
             Message::Stop => return true,
@@ -367,11 +410,12 @@ impl Writer {
         if !events.is_empty() {
             self.log.append(&events)?;
         }
-        // What is written needs no second try, even if the disk then fails to keep it.
         self.kept.clear();
         self.lost = Loss::default();
         if !self.waiting.is_empty() {
+            self.awaited = self.waiting.len();
             self.log.sync()?;
+            self.awaited = 0;
         }
         for (_, answer) in self.waiting.drain(..) {
             let _ = answer.send(Ok(()));
@@ -381,6 +425,8 @@ impl Writer {
 
     fn sign(&mut self) -> io::Result<()> {
         let note = self.log.checkpoint()?.to_owned();
+        let (size, _) = self.log.size();
+        self.shared.signed.store(size, Ordering::Relaxed);
         self.unsigned_since = None;
         for asker in self.askers.drain(..) {
             let _ = asker.send(Ok(note.clone()));
@@ -407,6 +453,8 @@ impl Writer {
         for asker in self.askers.drain(..) {
             let _ = asker.send(Err(why.clone()));
         }
+        let awaited = mem::take(&mut self.awaited);
+        self.take_back(awaited);
         for (event, answer) in self.waiting.drain(..) {
             // An operator's act stays in the outbox; anything else is refused, and that is what the gap will say.
             if event.act.is_none() {
@@ -423,6 +471,21 @@ impl Writer {
         }
     }
 
+    /// Puts what the disk took and did not keep back among what is to be written, but for the last ones: somebody waits
+    /// for those.
+    fn take_back(&mut self, awaited: usize) {
+        let mut events = self.log.taken_back();
+        events.truncate(events.len().saturating_sub(awaited));
+        for event in events.into_iter().rev() {
+            match event.kind {
+                Kind::Gap => self.lost.join(Loss::told_by(&event)),
+                // It said what has not come to pass.
+                Kind::Prune => {}
+                _ => self.kept.push_front(event),
+            }
+        }
+    }
+
     fn is_failing(&self) -> bool {
         self.shared.failing.load(Ordering::Relaxed)
     }
@@ -432,8 +495,14 @@ impl Writer {
             return;
         }
         self.pruned = Some(Instant::now());
-        if let Err(error) = self.log.prune(now_ms.saturating_sub(self.retention_ms)) {
+        if let Err(error) = self.prune(now_ms.saturating_sub(self.retention_ms)) {
             tracing::error!(cause = %error, "expired audit records could not be removed");
         }
+    }
+
+    fn prune(&mut self, before_ms: i64) -> io::Result<Option<u64>> {
+        let pruned = self.log.prune(before_ms);
+        self.take_back(0);
+        pruned
     }
 }

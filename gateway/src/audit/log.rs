@@ -7,6 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    mem,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -99,17 +100,31 @@ pub struct Log {
     segment: u64,
     file: File,
     notes: File,
-    /// Bytes of the segment that hold whole records.
-    bytes: u64,
     notes_bytes: u64,
+    /// Behind the last record.
+    end: End,
+    /// Behind the last record that the disk has said it keeps.
+    kept: End,
+    /// The events between the two.
+    unsure: Vec<Event>,
+    /// Those that the disk did not keep.
+    taken_back: Vec<Event>,
+    /// The file may not end at `end`.
+    in_doubt: bool,
+    signed: u64,
+    last_note: String,
+    _lock: File,
+}
+
+/// Where records end, and what the next one needs of those before.
+#[derive(Debug, Clone)]
+struct End {
+    /// Bytes of the segment.
+    bytes: u64,
+    /// When the segment's first record was made.
     began_ms: Option<i64>,
     frontier: Frontier,
     prev: Hash,
-    signed: u64,
-    last_note: String,
-    /// The disk has not kept what it took: nothing more is written until a restart has looked what is there.
-    distrusted: bool,
-    _lock: File,
 }
 
 impl Log {
@@ -150,6 +165,12 @@ impl Log {
         let (frontier, prev) = head.state().ok_or_else(wrong_key)?;
         let file = grow(segment::lines(folder, segment)).map_err(io)?;
         let notes = grow(segment::notes(folder, segment)).map_err(io)?;
+        let end = End {
+            bytes: 0,
+            began_ms: None,
+            frontier,
+            prev,
+        };
         let mut log = Self {
             folder: folder.to_owned(),
             signer,
@@ -158,17 +179,19 @@ impl Log {
             segment,
             file,
             notes,
-            bytes: 0,
             notes_bytes: 0,
-            began_ms: None,
-            frontier,
-            prev,
+            kept: end.clone(),
+            end,
+            unsure: Vec::new(),
+            taken_back: Vec::new(),
+            in_doubt: false,
             signed: head.first,
             last_note: head.checkpoint,
-            distrusted: false,
             _lock: lock,
         };
         let left = log.recover(&numbers[numbers.len().saturating_sub(2)..]).map_err(io)?;
+        log.file.sync_data().map_err(io)?;
+        log.kept = log.end.clone();
         Ok((log, left))
     }
 
@@ -179,16 +202,12 @@ impl Log {
         while let Some(row) = rows.row()? {
             if !row.ended {
                 left.torn = row.bytes.len() as u64;
-                self.file.set_len(self.bytes)?;
-                self.file.sync_all()?;
+                self.file.set_len(self.end.bytes)?;
                 break;
             }
             let seen: Option<Seen> = serde_json::from_slice(&row.bytes).ok();
             if row.segment == self.segment {
-                self.bytes += row.bytes.len() as u64 + 1;
-                self.frontier.push(leaf(&row.bytes));
-                self.prev = chained(&row.bytes);
-                self.began_ms = self.began_ms.or(seen.as_ref().map(|seen| seen.ts));
+                self.end.add(&row.bytes, seen.as_ref().map(|seen| seen.ts));
             }
             let Some(seen) = seen else { continue };
             left.acts.extend(seen.act);
@@ -220,55 +239,82 @@ impl Log {
 
     /// Adds records: all of them, or none and an error.
     pub fn append(&mut self, events: &[Event]) -> io::Result<()> {
-        if self.distrusted {
-            return Err(io::Error::other(
-                "the disk did not keep what was written; restart the gateway",
-            ));
-        }
-        let (mut frontier, mut prev, mut text) = (self.frontier.clone(), self.prev, Vec::new());
+        self.rewind()?;
+        let (mut end, mut text) = (self.end.clone(), Vec::new());
         for event in events {
             let record = Record {
                 v: VERSION,
-                seq: frontier.size(),
+                seq: end.frontier.size(),
                 boot: self.boot.clone(),
-                prev: crate::auth::pepper::hex(&prev),
+                prev: crate::auth::pepper::hex(&end.prev),
                 event: event.clone(),
             };
             let line = record.line().map_err(io::Error::other)?;
-            frontier.push(leaf(line.as_bytes()));
-            prev = chained(line.as_bytes());
+            end.add(line.as_bytes(), Some(event.at_ms));
             text.extend_from_slice(line.as_bytes());
             text.push(b'\n');
         }
         if let Err(error) = self.file.write_all(&text) {
             // Some of it may be there.
-            self.file.set_len(self.bytes)?;
+            self.in_doubt = true;
+            let _ = self.rewind();
             return Err(error);
         }
-        self.bytes += text.len() as u64;
-        (self.frontier, self.prev) = (frontier, prev);
-        self.began_ms = self.began_ms.or(events.first().map(|event| event.at_ms));
+        self.end = end;
+        self.unsure.extend_from_slice(events);
         Ok(())
     }
 
-    /// Waits until all records are on the disk.
+    /// Waits until all records are on the disk. Those that the disk did not keep are taken back: [`Log::taken_back`] has
+    /// their events.
     pub fn sync(&mut self) -> io::Result<()> {
-        // The kernel tells once, then forgets: a second fsync that succeeds proves nothing.
-        self.file.sync_data().inspect_err(|_| self.distrusted = true)
+        self.rewind()?;
+        if self.unsure.is_empty() { Ok(()) } else { self.keep() }
+    }
+
+    /// The events that a failed [`Log::sync`] took back, the oldest first; each is told once.
+    pub fn taken_back(&mut self) -> Vec<Event> {
+        mem::take(&mut self.taken_back)
+    }
+
+    fn keep(&mut self) -> io::Result<()> {
+        if let Err(error) = self.file.sync_data() {
+            // The kernel tells once, and may have dropped what it could not write: a second fsync that succeeds proves
+            // nothing. So all since the last good one is cut off, and written anew by whoever still wants it.
+            self.end = self.kept.clone();
+            self.taken_back.append(&mut self.unsure);
+            self.in_doubt = true;
+            return Err(error);
+        }
+        self.kept = self.end.clone();
+        self.unsure.clear();
+        Ok(())
+    }
+
+    /// Makes the file end where the records do, before anything else is done with it.
+    fn rewind(&mut self) -> io::Result<()> {
+        if self.in_doubt {
+            self.file.set_len(self.end.bytes)?;
+            self.keep()?;
+            self.in_doubt = false;
+        }
+        Ok(())
     }
 
     /// How many records there are, and how many of them no checkpoint covers yet.
     pub fn size(&self) -> (u64, u64) {
-        (self.frontier.size(), self.frontier.size() - self.signed)
+        let size = self.end.frontier.size();
+        (size, size - self.signed)
     }
 
     /// Signs what is there; the note of the newest checkpoint.
     pub fn checkpoint(&mut self) -> io::Result<&str> {
-        let size = self.frontier.size();
+        self.rewind()?;
+        let size = self.end.frontier.size();
         if self.signed < size || self.last_note.is_empty() {
             // What is signed must never be gone after a power cut.
             self.sync()?;
-            let root = self.frontier.root();
+            let root = self.end.frontier.root();
             let note = self.signer.sign(&Checkpoint { size, root });
             if let Err(error) = self.notes.write_all(note.as_bytes()) {
                 self.notes.set_len(self.notes_bytes)?;
@@ -283,7 +329,11 @@ impl Log {
     /// Whether the segment is full.
     pub fn is_full(&self, now_ms: i64) -> bool {
         let age = i64::try_from(self.limits.age.as_millis()).unwrap_or(i64::MAX);
-        self.bytes >= self.limits.bytes || self.began_ms.is_some_and(|began| now_ms.saturating_sub(began) >= age)
+        self.end.bytes >= self.limits.bytes
+            || self
+                .end
+                .began_ms
+                .is_some_and(|began| now_ms.saturating_sub(began) >= age)
     }
 
     /// Begins a new segment.
@@ -291,7 +341,7 @@ impl Log {
         let checkpoint = self.checkpoint()?.to_owned();
         self.notes.sync_data()?;
         let next = self.segment + 1;
-        let head = Head::after(&self.frontier, &self.prev, checkpoint);
+        let head = Head::after(&self.end.frontier, &self.end.prev, checkpoint);
         let opened = begin(&self.folder, next, &head).and_then(|()| {
             Ok((
                 grow(segment::lines(&self.folder, next))?,
@@ -305,7 +355,9 @@ impl Log {
             }
         })?;
         (self.file, self.notes) = (file, notes);
-        (self.segment, self.bytes, self.notes_bytes, self.began_ms) = (next, 0, 0, None);
+        (self.segment, self.notes_bytes) = (next, 0);
+        (self.end.bytes, self.end.began_ms) = (0, None);
+        self.kept = self.end.clone();
         let mut event = Event::now(Kind::Rotate);
         event.object = Some(Object {
             segment: Some(next),
@@ -342,6 +394,16 @@ impl Log {
             }
         }
         Ok(Some(first))
+    }
+}
+
+impl End {
+    /// One more line, made at this time if that is known.
+    fn add(&mut self, line: &[u8], at_ms: Option<i64>) {
+        self.bytes += line.len() as u64 + 1;
+        self.began_ms = self.began_ms.or(at_ms);
+        self.frontier.push(leaf(line));
+        self.prev = chained(line);
     }
 }
 
@@ -404,3 +466,6 @@ fn last_time(path: &Path) -> io::Result<i64> {
         .and_then(|line| serde_json::from_slice::<Record>(line).ok());
     Ok(record.map_or(i64::MAX, |record| record.event.at_ms))
 }
+
+#[cfg(test)]
+mod tests;

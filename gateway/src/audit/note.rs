@@ -14,6 +14,8 @@ use crate::{auth::pepper::hex, secret_file};
 
 /// The signature type of Ed25519 in signed notes.
 const ED25519_TYPE: u8 = 1;
+/// What a journal's name begins with.
+const PREFIX: &str = "hive/audit/";
 /// What a line with a signature begins with.
 const DASH: &str = "\u{2014} ";
 
@@ -76,7 +78,7 @@ impl Signer {
     pub fn from_seed(seed: &Hash) -> Option<Self> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).ok()?;
         let key: Hash = pair.public_key().as_ref().try_into().ok()?;
-        let name = format!("hive/audit/{}", &hex(&Sha256::digest(key))[..16]);
+        let name = format!("{PREFIX}{}", &hex(&Sha256::digest(key))[..16]);
         let public = PublicKey::new(name, key);
         Some(Self { pair, public })
     }
@@ -134,6 +136,12 @@ impl PublicKey {
     /// The journal's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The part of the journal's name that is made from this key; none of a name made otherwise.
+    pub fn made_name(&self) -> Option<&str> {
+        let made = self.name.strip_prefix(PREFIX)?;
+        (made == &hex(&Sha256::digest(self.key))[..16]).then_some(made)
     }
 
     /// The checkpoint in a note, if this key signed it.

@@ -2,7 +2,11 @@
 //!
 //! It believes what it reads; whether the journal is as it was written is the verifier's question.
 
-use std::{collections::VecDeque, fs, io, path::Path};
+use std::{
+    collections::{HashSet, VecDeque},
+    fs, io,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +15,7 @@ use super::{
     note::{self, NoteError, PublicKey},
     rows::Rows,
     segment::{self, Head, PUBLIC_KEY},
-    tree::{Tree, includes, leaf},
+    tree::{Hash, Tree, includes, leaf},
 };
 use crate::auth::pepper::hex;
 
@@ -95,6 +99,17 @@ pub fn about(folder: &Path, pseudonym: &str) -> io::Result<Vec<Value>> {
     Ok(found)
 }
 
+/// The operator acts that are recorded, by their ids in the outbox.
+pub fn acts(folder: &Path) -> io::Result<HashSet<String>> {
+    let mut found = HashSet::new();
+    let mut rows = Rows::open(folder, &segment::numbers(folder)?)?;
+    while let Some(row) = rows.row()?.filter(|row| row.ended) {
+        let record = serde_json::from_slice::<Value>(&row.bytes).unwrap_or_default();
+        found.extend(record["act"].as_str().map(ToOwned::to_owned));
+    }
+    Ok(found)
+}
+
 /// The public key in a file, or the one beside the journal.
 pub fn public_key(folder: &Path, file: Option<&Path>) -> Result<PublicKey, ProofError> {
     let beside = folder.join(PUBLIC_KEY);
@@ -138,6 +153,29 @@ pub fn prove(folder: &Path, wanted: Wanted<'_>) -> Result<Proof, ProofError> {
         path: path.iter().map(|hash| hex(hash)).collect(),
         checkpoint,
     })
+}
+
+/// The proof that the first `size` records grew out of the first `old` (RFC 6962, section 2.1.2), read from the segment
+/// on that holds the next one; none if it is not there, or fewer records are.
+pub fn consistency(folder: &Path, old: u64, size: u64) -> io::Result<Option<Vec<Hash>>> {
+    let numbers = segment::numbers(folder)?;
+    let holds = |number: &u64| Head::read(folder, *number).is_ok_and(|head| head.first <= old);
+    let Some(start) = numbers.iter().rposition(holds) else {
+        return Ok(None);
+    };
+    let Some((before, _)) = Head::read(folder, numbers[start])?.state() else {
+        return Ok(None);
+    };
+    let (mut at, mut tree) = (before.size(), Tree::after(before));
+    let mut rows = Rows::open(folder, &numbers[start..])?;
+    while at < size
+        && let Some(row) = rows.row()?.filter(|row| row.ended)
+    {
+        tree.push(leaf(&row.bytes));
+        at += 1;
+    }
+    let path = if at == size { tree.consistency(old, size) } else { None };
+    Ok(path)
 }
 
 impl Proof {

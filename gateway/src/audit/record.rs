@@ -58,6 +58,9 @@ pub enum Kind {
     /// An operator cancelled a request.
     #[serde(rename = "req.cancel")]
     RequestCancel,
+    /// A model was downloaded for this hive.
+    #[serde(rename = "model.download")]
+    ModelDownload,
     /// The settings differ from those of the last start.
     #[serde(rename = "config.change")]
     ConfigChange,
@@ -162,6 +165,9 @@ pub struct Object {
     /// A model's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The SHA-256 of the model's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// A worker's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
@@ -220,7 +226,7 @@ pub struct Times {
 /// Under which settings the gateway runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// `metadata` or `eu-strict`.
+    /// `off`, `metadata` or `eu-strict`; with `off`, nothing is recorded from here to the next start.
     pub mode: String,
     /// The gateway's version.
     pub version: String,

@@ -18,7 +18,9 @@ use super::{
     fold::Denial,
     journal::{Journal, Unavailable},
     log::{Left, Limits, Log, LogError},
+    reading,
     record::{Actor, Event, Kind, Outcome, Settings},
+    segment::PUBLIC_KEY,
     subjects::Subjects,
 };
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
         pepper::{Pepper, hex},
     },
     config::{Config, Mode},
-    db::DbError,
+    db::{self, DbError},
 };
 
 /// Why the record cannot be kept.
@@ -36,10 +38,10 @@ pub enum RecorderError {
     /// The journal cannot be opened.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The keys of pseudonyms cannot be used.
-    #[error("the keys of pseudonyms in subjects.db cannot be used")]
+    /// The keys of pseudonyms or the outbox cannot be used.
+    #[error("the keys of pseudonyms in subjects.db, or the outbox in hive.db, cannot be used")]
     Subjects(#[from] DbError),
-    /// The writer cannot be started.
+    /// The writer cannot be started, or cannot write.
     #[error("the audit journal's writer cannot be started: {0}")]
     Thread(#[from] std::io::Error),
     /// Strict mode, and no anchor takes checkpoints.
@@ -67,6 +69,9 @@ impl Recorder {
         let anchors = Arc::new(Mutex::new(Anchors::new(settings.clone())));
         if settings.mode == Mode::Off {
             tracing::warn!("the audit journal is off: nothing of what happens is recorded");
+            if let Err(error) = say_off(config, home, &folder) {
+                tracing::warn!(cause = %error, "that the audit journal is off could not be recorded in it");
+            }
             return Ok(Self {
                 journal: Journal::off(),
                 acts: Acts::off(),
@@ -75,11 +80,12 @@ impl Recorder {
                 folder,
             });
         }
-        let limits = Limits {
-            bytes: settings.segment_bytes,
-            age: settings.segment_age,
-        };
-        let (log, left) = Log::open(&folder, &home.join("keys/audit"), api_key::random(12), limits)?;
+        let (log, mut left) = log(config, home, &folder)?;
+        let waiting = db::outbox::all(db).await?;
+        if waiting.iter().any(|(id, _)| !left.acts.contains(id)) {
+            // It may have been recorded long ago, and never taken out of the outbox.
+            left.acts = reading::acts(&folder)?;
+        }
         let first = first_records(config, &left);
         let journal = Journal::start(log, settings.mode, settings.retention, first)?;
         let subjects = Subjects::open(&home.join("subjects.db"), pepper.clone()).await?;
@@ -99,6 +105,8 @@ impl Recorder {
         if !self.anchors.lock().await.is_set() {
             return Ok(());
         }
+        // Until the first one, the age of the last anchor is ours.
+        self.journal.anchored();
         match self.anchors.lock().await.keep(&self.journal).await {
             Err(why) if config.audit.mode == Mode::EuStrict => return Err(RecorderError::Anchor(why)),
             Err(why) => tracing::error!(why, "the audit journal could not be anchored"),
@@ -173,6 +181,30 @@ impl Recorder {
             tracing::error!(why, "the end of the audit journal could not be anchored");
         }
     }
+}
+
+fn log(config: &Config, home: &Path, folder: &Path) -> Result<(Log, Left), LogError> {
+    let limits = Limits {
+        bytes: config.audit.segment_bytes,
+        age: config.audit.segment_age,
+    };
+    Log::open(folder, &home.join("keys/audit"), api_key::random(12), limits)
+}
+
+/// The last word of a journal that was kept until now: from here on it is not.
+fn say_off(config: &Config, home: &Path, folder: &Path) -> Result<(), RecorderError> {
+    if !folder.join(PUBLIC_KEY).exists() {
+        return Ok(());
+    }
+    let (mut log, left) = log(config, home, folder)?;
+    let off = Mode::Off.as_str();
+    if left.settings.as_ref().is_none_or(|before| before.mode != off) {
+        let mut events = first_records(config, &left);
+        events.push(Event::now(Kind::Stop));
+        log.append(&events)?;
+        log.checkpoint()?;
+    }
+    Ok(())
 }
 
 /// What a start has to say: what a crash tore, under which settings it runs, and which requests never ended.

@@ -1,9 +1,10 @@
 //! The record: what is in the journal, what never is, and that it holds whatever happens to the gateway.
 
-use std::{collections::HashMap, path::Path};
+mod trouble;
+
+use std::path::Path;
 
 use gateway::audit::verify::{Inquiry, Report, Verdict, verify};
-use rand::Rng as _;
 use serde_json::{Value, json};
 
 use crate::{
@@ -170,6 +171,14 @@ async fn every_operator_act_is_recorded_once_with_who_did_it() {
     );
     let worker = hive.worker("a").join().await;
     assert_eq!(Reply::to(by_operator("POST", "/workers/a/drain")).await.status, 200);
+    let file = "ab".repeat(32);
+    let download =
+        |sha256: &str| by_operator("POST", "/audit/downloads").json(&json!({"model": "m", "sha256": sha256}));
+    assert_eq!(Reply::to(download(&file)).await.status, 204);
+    Reply::to(download("geheim"))
+        .await
+        .refused(400, "invalid_request")
+        .await;
     drop(worker);
     let records = ends_intact(hive).await;
     let acts = |kind: &str| -> Vec<(Value, Value)> {
@@ -196,6 +205,10 @@ async fn every_operator_act_is_recorded_once_with_who_did_it() {
         [(Value::Null, json!({"worker": "a", "epoch": 1, "model": "m"}))]
     );
     assert_eq!(acts("worker.drain"), [(json!(operator_id), json!({"worker": "a"}))]);
+    assert_eq!(
+        acts("model.download"),
+        [(json!(operator_id), json!({"model": "m", "sha256": file}))]
+    );
 }
 
 #[tokio::test]
@@ -208,159 +221,6 @@ async fn a_worker_that_falls_silent_is_recorded_as_evicted() {
     worker.falls_silent();
     let evicted = recorded(&hive, "its eviction", |record| record["kind"] == "worker.evict").await;
     assert_eq!(evicted["object"], json!({"worker": "a", "epoch": 1}));
-}
-
-#[tokio::test]
-async fn killed_anywhere_it_loses_no_acknowledged_act_and_records_none_twice() {
-    let mut hive = Hive::with(&[("audit.segment_bytes", "8192")]).await;
-    let mut acknowledged: Vec<String> = Vec::new();
-    for round in 0..12 {
-        let (http, control, admin) = (hive.http.clone(), hive.control.clone(), hive.admin.clone());
-        let maker = tokio::spawn(async move {
-            let mut made = Vec::new();
-            loop {
-                let new = json!({"name": format!("of round {round}"), "scopes": ["infer"]});
-                let request = http
-                    .post(format!("{control}/control/v1/keys"))
-                    .bearer_auth(&admin)
-                    .json(&new);
-                let Ok(answer) = request.send().await else { return made };
-                let Ok(key) = answer.json::<Value>().await else {
-                    return made;
-                };
-                made.push(key["id"].as_str().unwrap().to_owned());
-            }
-        });
-        let some = rand::rng().random_range(1..8);
-        eventually("some are made", async || {
-            let made = of_kind(hive.home(), "key.create").len();
-            (made > acknowledged.len() + some).then_some(())
-        })
-        .await;
-        hive.kill();
-        acknowledged.extend(maker.await.unwrap());
-        hive = hive.again(&[("audit.segment_bytes", "8192")]).await;
-    }
-    let records = ends_intact(hive).await;
-    let mut times: HashMap<&str, usize> = HashMap::new();
-    for record in records.iter().filter(|record| record["kind"] == "key.create") {
-        *times.entry(record["object"]["key_id"].as_str().unwrap()).or_default() += 1;
-    }
-    assert!(acknowledged.len() >= 12);
-    assert!(times.values().all(|count| *count == 1), "{times:?}");
-    for id in &acknowledged {
-        assert!(times.contains_key(id.as_str()), "{id} was made and not recorded");
-    }
-    let starts = records.iter().filter(|record| record["kind"] == "audit.start").count();
-    assert_eq!(starts, 13);
-    assert!(records.iter().any(|record| record["kind"] == "audit.rotate"));
-}
-
-#[tokio::test]
-async fn a_request_that_ran_when_the_gateway_was_killed_is_recorded_as_aborted() {
-    let mut hive = Hive::start().await;
-    hive.worker("a")
-        .script([Script::begins(&["never"]).hang()])
-        .join()
-        .await;
-    let mut answer = hive.chat("m").stream().send().await;
-    answer.until("never").await;
-    let start = recorded(&hive, "its start", |record| record["kind"] == "req.start").await;
-    hive.kill();
-    let hive = hive.again(&[]).await;
-    let aborted = recorded(&hive, "its end", |record| record["kind"] == "req.aborted").await;
-    assert_eq!((&aborted["req"], &aborted["actor"]), (&start["req"], &start["actor"]));
-    ends_intact(hive).await;
-}
-
-#[tokio::test]
-async fn a_torn_last_line_is_recovered_and_any_other_damage_is_not_gone_on_with() {
-    let mut hive = Hive::start().await;
-    hive.key(&["infer"]).await;
-    hive.kill();
-    let file = hive.home().join("audit/000001.jsonl");
-    let whole = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("{whole}{{\"torn")).unwrap();
-    let mut hive = hive.again(&[]).await;
-    let recovered = recorded(&hive, "what was torn", |record| {
-        record["kind"] == "audit.recovered_tail"
-    })
-    .await;
-    assert_eq!(recovered["count"], 6);
-    hive.kill();
-    std::fs::write(
-        &file,
-        std::fs::read_to_string(&file).unwrap().replacen("infer", "admin", 1),
-    )
-    .unwrap();
-    let report = verified(hive.home());
-    assert_eq!(report.result, Verdict::Altered);
-    let mut refused = crate::harness::Program::start(
-        hive.home(),
-        &["--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0"],
-        &[],
-    );
-    assert_eq!(refused.exit().await.code(), Some(1));
-    assert!(refused.log().contains("hivectl audit verify"), "{}", refused.log());
-}
-
-#[tokio::test]
-async fn with_a_full_disk_strict_mode_serves_nothing_unrecorded() {
-    let (_elsewhere, hive) = strict().await;
-    let worker = hive.worker("a").script(vec![Script::says(&["yes"]); 9]).join().await;
-    assert_eq!(hive.chat("m").send().await.status, 200);
-    hive.fill_disk(true);
-    let served = worker.server.connections();
-    for _ in 0..3 {
-        let refused = hive.chat("m").send().await;
-        assert_eq!(refused.header("retry-after"), "5");
-        refused.refused(503, "audit_unavailable").await;
-    }
-    assert_eq!(worker.server.connections(), served, "no worker was called");
-    Reply::to(hive.stranger("GET", "/readyz"))
-        .await
-        .refused(503, "audit_unavailable")
-        .await;
-    hive.fill_disk(false);
-    eventually("it serves again", async || {
-        (hive.chat("m").send().await.status == 200).then_some(())
-    })
-    .await;
-    let records = ends_intact(hive).await;
-    let of_kind = |kind: &str| records.iter().filter(|record| record["kind"] == kind).count();
-    assert_eq!(of_kind("req.start"), of_kind("req.end"));
-    let gap = records.iter().find(|record| record["kind"] == "audit.gap").unwrap();
-    assert_eq!(gap["outcome"]["state"], "refused");
-    assert!(gap["count"].as_u64().unwrap() >= 3, "{gap}");
-}
-
-#[tokio::test]
-async fn with_a_full_disk_metadata_mode_serves_on_and_records_the_gap() {
-    let hive = Hive::on_a_small_disk(&[]).await;
-    hive.worker("a").script(vec![Script::says(&["yes"]); 9]).join().await;
-    assert_eq!(hive.chat("m").send().await.status, 200);
-    recorded(&hive, "the first is recorded", |record| record["kind"] == "req.end").await;
-    hive.fill_disk(true);
-    for _ in 0..3 {
-        assert_eq!(hive.chat("m").send().await.status, 200);
-    }
-    assert_eq!(Reply::to(hive.stranger("GET", "/readyz")).await.status, 200);
-    hive.fill_disk(false);
-    let gap = recorded(&hive, "the gap", |record| record["kind"] == "audit.gap").await;
-    assert_eq!(gap["outcome"]["state"], "lost");
-    assert!(gap["from"].as_i64() <= gap["to"].as_i64(), "{gap}");
-    assert_eq!(hive.chat("m").send().await.status, 200);
-    let records = ends_intact(hive).await;
-    let gaps = records.iter().filter(|record| record["kind"] == "audit.gap");
-    let lost: u64 = gaps.filter_map(|gap| gap["count"].as_u64()).sum();
-    let requests = records
-        .iter()
-        .filter(|record| record["kind"].as_str().unwrap().starts_with("req."));
-    assert_eq!(
-        requests.count() as u64 + lost,
-        10,
-        "five starts and five ends, recorded or counted"
-    );
 }
 
 #[tokio::test]
@@ -413,6 +273,24 @@ async fn with_the_mode_off_nothing_is_written() {
     hive.worker("a").join().await;
     assert_eq!(hive.chat("m").send().await.status, 200);
     hive.key(&["infer"]).await;
+    for (method, path) in [
+        ("GET", ""),
+        ("GET", "/checkpoint"),
+        ("POST", "/export"),
+        ("POST", "/erase"),
+        ("POST", "/prune"),
+    ] {
+        let ask = hive.on_control(method, &format!("/control/v1/audit{path}"));
+        let ask = if method == "POST" {
+            ask.json(&json!({"subject": "ann"}))
+        } else {
+            ask
+        };
+        let ask = if path == "/prune" { ask.json(&json!({})) } else { ask };
+        Reply::to(ask).await.refused(409, "audit_off").await;
+    }
+    let health = Reply::to(hive.stranger("GET", "/health")).await.json().await;
+    assert_eq!((&health["status"], &health["audit"]), (&json!("ok"), &json!("off")));
     assert!(!hive.home().join("audit").exists() && !hive.home().join("subjects.db").exists());
     hive.logged("it says so", |line| {
         line["message"]
@@ -420,6 +298,30 @@ async fn with_the_mode_off_nothing_is_written() {
             .is_some_and(|text| text.contains("journal is off"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn that_the_record_was_off_for_a_while_is_on_the_record() {
+    let mut hive = Hive::start().await;
+    for mode in ["off", "off", "metadata", "off", "metadata"] {
+        hive.signal(Signal::SIGTERM);
+        assert!(hive.exit().await.success());
+        hive = hive.again(&[("audit.mode", mode)]).await;
+        // Made in any mode, recorded in one.
+        hive.key(&["infer"]).await;
+    }
+    let records = ends_intact(hive).await;
+    let told: Vec<_> = records
+        .iter()
+        .filter(|record| ["audit.start", "audit.stop", "key.create"].contains(&record["kind"].as_str().unwrap()))
+        .map(|record| record["cfg"]["mode"].as_str().or(record["kind"].as_str()).unwrap())
+        .collect();
+    let (on, off) = (["metadata", "key.create", "audit.stop"], ["off", "audit.stop"]);
+    assert_eq!(
+        told,
+        [&on[..], &off, &on, &off, &on].concat(),
+        "each change of mode is told once"
+    );
 }
 
 #[tokio::test]

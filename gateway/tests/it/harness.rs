@@ -74,6 +74,38 @@ impl Hive {
         assert!(done.unwrap().success());
     }
 
+    /// A gateway whose journal's disk can be made to forget what it took, or to get stuck while the file `stuck` is there.
+    pub async fn on_a_forgetful_disk(settings: &[(&str, &str)]) -> Self {
+        let home = new_home();
+        let library = home.path().join("forgetful_disk.so");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/forgetful_disk.c");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source);
+        assert!(compiler.status().unwrap().success());
+        let preload = format!("LD_PRELOAD={}", library.display());
+        let forgets = format!("FORGETS={}", home.path().join("forgets").display());
+        let stuck = format!("STUCK={}", home.path().join("stuck").display());
+        let listen = format!("{}:0", own_address());
+        let flags = ["--listen", &listen, "--control-listen", &listen];
+        let program = Program::start_by(
+            &["/usr/bin/env", &preload, &forgets, &stuck],
+            home.path(),
+            &flags,
+            settings,
+        );
+        Self::started(home, program).await
+    }
+
+    /// Lets that disk forget, or keep what it takes.
+    pub fn forget_writes(&self, forgets: bool) {
+        let sign = self.home().join("forgets");
+        if forgets {
+            File::create(sign).unwrap();
+        } else {
+            std::fs::remove_file(sign).unwrap();
+        }
+    }
+
     async fn in_home(home: TempDir, listen: &str, control: &str, settings: &[(&str, &str)]) -> Self {
         let program = Program::start(
             home.path(),

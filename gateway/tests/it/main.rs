@@ -9,6 +9,8 @@
 )]
 
 mod client;
+#[path = "../../../bench/audit/crashes.rs"]
+mod crashes;
 mod harness;
 mod script;
 mod server;

@@ -90,6 +90,33 @@ async fn what_is_true_now_is_told_now() {
 }
 
 #[tokio::test]
+async fn the_record_says_how_it_is() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let anchors = elsewhere.path().join("anchors");
+    let hive = Hive::on_a_small_disk(&[("audit.anchor_file", anchors.to_str().unwrap())]).await;
+    hive.worker("a").join().await;
+    let text = eventually("all is signed", async || {
+        let text = metrics(&hive).await;
+        (value(&text, "hive_audit_signed_records") > Some(2.0)).then_some(text)
+    })
+    .await;
+    assert_eq!(value(&text, "hive_audit_failing"), Some(0.0), "{text}");
+    assert_eq!(value(&text, "hive_audit_lost_records_total"), Some(0.0), "{text}");
+    assert!(value(&text, "hive_audit_unanchored_seconds") < Some(20.0), "{text}");
+    let (_, reader) = hive.key(&["metrics:read"]).await;
+    hive.fill_disk(true);
+    assert_eq!(hive.chat("m").send().await.status, 200);
+    eventually("what is lost is counted", async || {
+        let request = hive.http.get(format!("{}/metrics", hive.control));
+        let text = Reply::to(request.bearer_auth(&reader)).await.text().await;
+        let failing = value(&text, "hive_audit_failing") == Some(1.0);
+        (failing && value(&text, "hive_audit_lost_records_total") >= Some(1.0)).then_some(())
+    })
+    .await;
+    hive.fill_disk(false);
+}
+
+#[tokio::test]
 async fn no_client_can_make_a_label_and_no_secret_is_one() {
     let hive = Hive::start().await;
     for number in 0..5 {

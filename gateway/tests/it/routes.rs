@@ -71,12 +71,15 @@ async fn a_stranger_gets_nothing_but_probes_and_docs() {
 }
 
 #[tokio::test]
-async fn probes_need_no_key_and_tell_the_version() {
+async fn probes_need_no_key_and_tell_the_version_and_whether_there_is_a_record() {
     let hive = Hive::start().await;
     for plane in [&hive.data, &hive.control] {
         for path in ["/healthz", "/health", "/readyz"] {
             let health = Reply::to(hive.http.get(format!("{plane}{path}"))).await.json().await;
-            assert_eq!(health, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+            assert_eq!(
+                health,
+                json!({"status": "ok", "version": env!("CARGO_PKG_VERSION"), "audit": "metadata"})
+            );
         }
     }
 }
