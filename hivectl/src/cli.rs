@@ -5,6 +5,8 @@
     reason = "the comments are help texts, and flags are bools"
 )]
 
+pub mod audit;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +14,7 @@ use gateway::config::Mode;
 use serde::{Deserialize, Serialize};
 use wire::{ModelName, Scope, WorkerId};
 
+use self::audit::AuditCommand;
 use crate::ssh::{Address, RemoteProgram};
 
 /// The model of a bare `up`.
@@ -466,87 +469,6 @@ pub struct CreateKey {
 
 fn scope(text: &str) -> Result<Scope, String> {
     Scope::parse(text).ok_or_else(|| format!("a scope is one of {}", Scope::ALL.map(Scope::as_str).join(", ")))
-}
-
-/// `hivectl audit …`.
-#[derive(Debug, Subcommand)]
-pub enum AuditCommand {
-    /// Print the latest records
-    Tail {
-        /// How many
-        #[arg(long, short = 'n', value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
-        lines: u32,
-        /// Go on as it grows
-        #[arg(long, short)]
-        follow: bool,
-    },
-    /// Check that the journal is as it was written: exit 0 intact, 1 altered, 2 missing, 3 unsigned tail, 4 unreadable
-    Verify(Verify),
-    /// Print what proves one record to somebody who may not see the others
-    Prove {
-        /// The last record about this request
-        #[arg(long, value_name = "ID", required_unless_present = "seq")]
-        req: Option<String>,
-        /// The record of this number
-        #[arg(long, value_name = "N", conflicts_with = "req")]
-        seq: Option<u64>,
-        /// The journal's folder [default: this hive's]
-        #[arg(long, value_name = "DIR")]
-        dir: Option<PathBuf>,
-        /// Where to write the proof [default: stdout]
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
-    },
-    /// Sign all that is recorded; keep the checkpoint where this machine cannot rewrite it
-    Anchor {
-        /// The file to add it to [default: stdout]
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
-    },
-    /// Print all records of a person (GDPR, article 15)
-    Export {
-        /// The person, as the key's owner or the trusted client named them
-        #[arg(long, value_name = "NAME")]
-        subject: String,
-    },
-    /// Destroy the key of a person's pseudonym, so that nothing says whose their records are (GDPR, article 17)
-    Erase {
-        /// The person, as the key's owner or the trusted client named them
-        #[arg(long, value_name = "NAME")]
-        subject: String,
-        /// Your reference for it, which is recorded; it must name nobody
-        #[arg(long, value_name = "TEXT")]
-        ticket: Option<String>,
-    },
-    /// Remove expired records, in whole segments
-    Prune {
-        /// How old they must be, such as 183d [default: audit.retention]
-        #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
-        older_than: Option<std::time::Duration>,
-    },
-}
-
-/// `hivectl audit verify`.
-#[derive(Debug, Args)]
-pub struct Verify {
-    /// The journal's folder, or a copy of it [default: this hive's]
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Checkpoints that were kept elsewhere
-    #[arg(long, value_name = "FILE")]
-    pub anchors: Option<PathBuf>,
-    /// The public key [default: journal.pub in the folder]
-    #[arg(long, value_name = "FILE")]
-    pub pubkey: Option<PathBuf>,
-    /// The first record to look at
-    #[arg(long, value_name = "N")]
-    pub from: Option<u64>,
-    /// The last record to look at
-    #[arg(long, value_name = "N")]
-    pub to: Option<u64>,
-    /// Check one record's proof instead
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["anchors", "from", "to"])]
-    pub proof: Option<PathBuf>,
 }
 
 /// The exit code of a command line that cannot be understood; `audit verify` keeps 1 to 4 for what it finds.

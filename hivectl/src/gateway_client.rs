@@ -14,9 +14,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use wire::{
-    Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, GatewayRun, JoinToken, KeyView, ModelName,
-    NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport, SubjectRecords, UsageRow,
-    WorkerId, WorkerView,
+    Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, GatewayRun, JoinToken, KeyView, ModelDownload,
+    ModelName, NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport,
+    SubjectRecords, UsageRow, WorkerId, WorkerView,
 };
 
 pub use self::answer::{Chat, Piece};
@@ -262,6 +262,15 @@ impl Gateway {
     pub async fn erase_subject(&self, subject: String, ticket: Option<String>) -> Result<SubjectErased, Failure> {
         self.control(Method::POST, "/audit/erase", Some(&SubjectErase { subject, ticket }))
             .await
+    }
+
+    /// Has it recorded that a model was downloaded.
+    pub async fn record_download(&self, download: &ModelDownload) -> Result<(), Failure> {
+        let path = "/audit/downloads";
+        match self.control_answer(Method::POST, path, Some(download)).await? {
+            (status, _) if status.is_success() => Ok(()),
+            (status, body) => Err(refused(status, &body)),
+        }
     }
 
     /// Removes expired records.

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines, Stdin},
     time::timeout,
 };
-use wire::{ModelName, WorkerId};
+use wire::{ModelDownload, ModelName, WorkerId};
 
 use crate::{
     cli::{ModelsCommand, Spawn},
@@ -65,6 +65,16 @@ pub enum Act {
         /// How long it may take to finish what it holds, in seconds.
         drain: u64,
     },
+    /// Keep a checkpoint of the journal with this public key.
+    Witness {
+        /// The line in its `journal.pub`.
+        key: String,
+    },
+    /// Print the checkpoints that were kept of it.
+    Anchors {
+        /// The line in its `journal.pub`.
+        key: String,
+    },
     /// `worker logs`.
     Logs {
         /// Its id.
@@ -86,6 +96,12 @@ pub enum Frame {
     Note(String),
     /// The workers that were started there.
     Workers(Vec<Placed>),
+    /// How many records the last checkpoint of the journal counts that was kept there; 0 if none was.
+    Seen(u64),
+    /// A checkpoint that was kept there.
+    Kept(String),
+    /// A model was downloaded there.
+    Downloaded(ModelDownload),
     /// All is ready for a worker of this id; a join token is wanted.
     TokenWanted(WorkerId),
     /// The worker's process runs, with this id.
@@ -128,6 +144,18 @@ enum Word {
     Token(String),
     /// The worker is ready: let it run.
     Release,
+    /// A checkpoint to keep.
+    Checkpoint(Checkpoint),
+}
+
+/// A checkpoint of a journal, and the proof that it grew out of the last one that was kept.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// The signed note.
+    pub note: String,
+    /// The path between the two (RFC 6962, section 2.1.2), in hexadecimal.
+    pub proof: Vec<String>,
 }
 
 impl Frame {
@@ -227,6 +255,11 @@ impl Call {
         Ok(self.session.say(&Word::Release).await?)
     }
 
+    /// Shows a checkpoint to keep.
+    pub async fn show(&mut self, checkpoint: Checkpoint) -> Result<(), Failure> {
+        Ok(self.session.say(&Word::Checkpoint(checkpoint)).await?)
+    }
+
     /// A frame that does not belong here.
     pub fn unexpected(&self, frame: &Frame) -> Failure {
         Failure::other_side(
@@ -277,7 +310,7 @@ impl Caller {
     pub async fn token(&mut self) -> Result<SecretString, Failure> {
         match self.word().await? {
             Word::Token(token) => Ok(token.into()),
-            Word::Release => Err(out_of_turn()),
+            _ => Err(out_of_turn()),
         }
     }
 
@@ -285,7 +318,15 @@ impl Caller {
     pub async fn released(&mut self) -> Result<(), Failure> {
         match self.word().await? {
             Word::Release => Ok(()),
-            Word::Token(_) => Err(out_of_turn()),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// The checkpoint to keep.
+    pub async fn checkpoint(&mut self) -> Result<Checkpoint, Failure> {
+        match self.word().await? {
+            Word::Checkpoint(checkpoint) => Ok(checkpoint),
+            _ => Err(out_of_turn()),
         }
     }
 

@@ -4,7 +4,7 @@
 //! noun; they speak to the gateway through [`gateway_client`], fetch models through [`download`], and print only
 //! through [`output`]. [`checkout`] builds the programs where there is source, [`launch`] starts workers, and
 //! [`supervisor`] keeps gateway and worker up; [`hosts`] has commands done on other machines, over
-//! [`ssh`]; what outlives a command lies in [`state`], with [`process`] and [`logs`]
+//! [`ssh`], and [`witness`] keeps watch over another machine's record; what outlives a command lies in [`state`], with [`process`] and [`logs`]
 //! below it. What fails becomes an [`error::Failure`]: what, why, what to do next, and an exit code.
 
 pub mod cli;
@@ -21,6 +21,7 @@ pub mod hosts;
 pub mod launch;
 pub mod ssh;
 pub mod supervisor;
+pub mod witness;
 
 pub mod logs;
 pub mod process;

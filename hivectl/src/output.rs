@@ -133,6 +133,11 @@ impl Output {
         self.inner.json
     }
 
+    /// Whether whoever asked is on another machine.
+    pub fn is_elsewhere(&self) -> bool {
+        self.inner.stdout == Stdout::Elsewhere
+    }
+
     /// Whether a person sits before stdout.
     pub fn is_terminal(&self) -> bool {
         matches!(self.inner.stdout, Stdout::Person { .. })

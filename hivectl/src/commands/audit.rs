@@ -2,9 +2,9 @@
 //!
 //! `verify` and `prove` need no gateway: they read a folder, and say what they find in their exit codes.
 
+mod elsewhere;
+
 use std::{
-    fs::OpenOptions,
-    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,11 +16,12 @@ use gateway::audit::{
 use serde_json::Value;
 
 use crate::{
-    cli::{AuditCommand, Verify},
+    cli::audit::{AuditCommand, Verify},
     config::Config,
     error::Failure,
     gateway_client::Gateway,
     output::Output,
+    signals::Signals,
 };
 
 /// How often a followed journal is looked at.
@@ -29,8 +30,23 @@ const GLANCE: Duration = Duration::from_millis(500);
 const UNREADABLE: u8 = 4;
 
 /// Runs one `audit` command.
-pub async fn run(command: AuditCommand, config: &Config, output: &Output) -> Result<(), Failure> {
+pub async fn run(
+    command: AuditCommand,
+    config: &Config,
+    output: &Output,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
     match command {
+        AuditCommand::Anchor(args) => elsewhere::anchor(args, config, output, signals).await,
+        AuditCommand::Anchors(args) => elsewhere::anchors(args, config, output, signals).await,
+        command => signals.or(here(command, config, output)).await,
+    }
+}
+
+/// What needs no other machine.
+async fn here(command: AuditCommand, config: &Config, output: &Output) -> Result<(), Failure> {
+    match command {
+        AuditCommand::Anchor(_) | AuditCommand::Anchors(_) => Ok(()),
         AuditCommand::Tail { lines, follow } => tail(lines, follow, config, output).await,
         AuditCommand::Verify(args) => match &args.proof {
             Some(proof) => check(proof, &args, config, output),
@@ -43,7 +59,6 @@ pub async fn run(command: AuditCommand, config: &Config, output: &Output) -> Res
             };
             prove(wanted, &dir.unwrap_or_else(|| journal(config)), out.as_deref(), output)
         }
-        AuditCommand::Anchor { out } => anchor(out.as_deref(), config, output).await,
         AuditCommand::Export { subject } => {
             output.json(&Gateway::find(config)?.export_subject(&subject).await?);
             Ok(())
@@ -97,10 +112,12 @@ async fn tail(lines: u32, follow: bool, config: &Config, output: &Output) -> Res
 async fn verified(args: &Verify, config: &Config, output: &Output) -> Result<(), Failure> {
     let folder = args.dir.clone().unwrap_or_else(|| journal(config));
     // A running gateway signs once a second; what it has just written need not wait for that.
-    if same(&folder, &journal(config))
-        && let Ok(gateway) = Gateway::find(config)
-    {
-        let _ = gateway.audit_checkpoint().await;
+    let mut refused = None;
+    if folder == journal(config) || same(&folder, &journal(config)) {
+        refused = match Gateway::find(config) {
+            Ok(gateway) => gateway.audit_checkpoint().await.err(),
+            Err(_) => None,
+        };
     }
     let report = verify(
         &folder,
@@ -147,7 +164,11 @@ async fn verified(args: &Verify, config: &Config, output: &Output) -> Result<(),
         _ => "unreadable",
     };
     let what = format!("the journal in {}: {word}{place}", folder.display());
-    Err(Failure::relayed(report.exit_code, what, next).because(report.reason.unwrap_or_default()))
+    let why = match refused.filter(|_| report.result == Verdict::Unreadable) {
+        Some(refused) => refused.in_one_line(),
+        None => report.reason.unwrap_or_default(),
+    };
+    Err(Failure::relayed(report.exit_code, what, next).because(why))
 }
 
 fn same(one: &Path, other: &Path) -> bool {
@@ -209,25 +230,6 @@ fn check(file: &Path, args: &Verify, config: &Config, output: &Output) -> Result
             proof.record
         ));
     }
-    Ok(())
-}
-
-async fn anchor(out: Option<&Path>, config: &Config, output: &Output) -> Result<(), Failure> {
-    let checkpoint = Gateway::find(config)?.audit_checkpoint().await?.checkpoint;
-    let Some(file) = out else {
-        output.piece(&checkpoint);
-        return Ok(());
-    };
-    let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().append(true).create(true).open(file)?;
-        file.write_all(checkpoint.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(|error| cannot_write(file, error))?;
-    output.note(format_args!(
-        "the checkpoint was added to {}; keep that file where this machine cannot rewrite it",
-        file.display()
-    ));
     Ok(())
 }
 

@@ -60,7 +60,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Status => interruptible(status::run(config, output)).await,
         Command::Doctor => interruptible(doctor::run(config, output)).await,
         Command::Models { place, command } => match there::route(place, config)? {
-            Some(route) => there::models(&route, command, output, &mut signals()?).await,
+            Some(route) => there::models(&route, command, config, output, &mut signals()?).await,
             None => interruptible(models::run(command, config, output)).await,
         },
         Command::Worker { place, command } => match there::route(place, config)? {
@@ -71,7 +71,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
-        Command::Audit(command) => interruptible(audit::run(command, config, output)).await,
+        Command::Audit(command) => audit::run(command, config, output, &mut signals()?).await,
         Command::Usage(args) => interruptible(usage::run(&args, config, output)).await,
     }
 }

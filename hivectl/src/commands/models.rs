@@ -4,13 +4,15 @@ use std::path::Path;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
-use wire::ModelName;
+use wire::{ModelDownload, ModelName};
 
 use crate::{
     cli::ModelsCommand,
     config::Config,
-    download::{self, Catalogue, Entry, Manifest, Store},
+    download::{self, Catalogue, Entry, Manifest, Model, Store},
     error::Failure,
+    gateway_client::Gateway,
+    hosts::Frame,
     output::{Mark, Output},
     process, state,
 };
@@ -34,6 +36,9 @@ async fn fetch(
     force: bool,
 ) -> Result<(), Failure> {
     let (model, is_new) = download::fetch(config, output, source, name, force).await?;
+    if is_new {
+        downloaded(&model, config, output).await;
+    }
     if output.is_json() {
         output.json(&model);
         return Ok(());
@@ -50,6 +55,31 @@ async fn fetch(
     ));
     output.line(format_args!("{}", model.path.display()));
     Ok(())
+}
+
+/// Has the gateway record a download, or the machine that asked for it.
+pub async fn downloaded(model: &Model, config: &Config, output: &Output) {
+    let download = ModelDownload {
+        model: model.name.clone(),
+        sha256: model.sha256.clone(),
+    };
+    if output.is_elsewhere() {
+        output.frame(&Frame::Downloaded(download));
+    } else {
+        record(&download, config, output).await;
+    }
+}
+
+/// Has the gateway record a download; where none runs there is no record either.
+pub async fn record(download: &ModelDownload, config: &Config, output: &Output) {
+    let Ok(gateway) = Gateway::find(config) else { return };
+    if let Err(failure) = gateway.record_download(download).await {
+        let why = failure.in_one_line();
+        output.note(format_args!(
+            "the download of {} is not on the record: {why}",
+            download.model
+        ));
+    }
 }
 
 fn list(config: &Config, output: &Output, with_catalogue: bool) -> Result<(), Failure> {

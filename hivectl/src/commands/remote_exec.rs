@@ -9,6 +9,7 @@ use crate::{
     hosts::{Act, Caller, Frame},
     output::Output,
     ssh::Hello,
+    witness::Witness,
 };
 
 /// Says hello, and gives the output that tells the caller how it ends.
@@ -16,6 +17,23 @@ pub fn answer() -> Output {
     let output = Output::elsewhere(false);
     output.frame(&Hello::own());
     output
+}
+
+/// Looks at a checkpoint of a journal over there, and keeps it.
+async fn witness(caller: &mut Caller, key: &str, config: &Config, output: &Output) -> Result<(), Failure> {
+    let witness = Witness::of(config, key)?;
+    let seen = witness.seen()?;
+    output.frame(&Frame::Seen(seen));
+    let checkpoint = caller.checkpoint().await?;
+    let size = witness.take(seen, &checkpoint.note, &checkpoint.proof)?;
+    output.note(match seen {
+        0 => format!(
+            "keeps {size} records of {}, which it sees for the first time",
+            witness.journal()
+        ),
+        _ => format!("keeps {size} records of {}", witness.journal()),
+    });
+    Ok(())
 }
 
 /// Does one thing for the caller; stops when they hang up.
@@ -35,6 +53,13 @@ pub async fn run(config: &Config) -> Result<(), Failure> {
             caller
                 .while_there(worker::stop::stop_here(&id, drain, config, output))
                 .await
+        }
+        Act::Witness { key } => witness(&mut caller, &key, config, output).await,
+        Act::Anchors { key } => {
+            for note in Witness::of(config, &key)?.kept()? {
+                output.frame(&Frame::Kept(note));
+            }
+            Ok(())
         }
         Act::Logs { id, follow, lines } => {
             caller

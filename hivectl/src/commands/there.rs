@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use secrecy::SecretString;
 use wire::{JoinToken, WorkerId, WorkerState};
 
-use super::worker;
+use super::{models, worker};
 use crate::{
     cli::{ModelsCommand, Place, Spawn, WorkerCommand},
     config::{self, Config},
@@ -46,10 +46,11 @@ pub fn route(place: Place, config: &Config) -> Result<Option<Route>, Failure> {
 pub async fn models(
     route: &Route,
     command: ModelsCommand,
+    config: &Config,
     output: &Output,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    all_there(route, Act::Models(command), output, signals).await
+    all_there(route, Act::Models(command), config, output, signals).await
 }
 
 /// Runs one `worker` command there.
@@ -70,18 +71,18 @@ pub async fn worker(
                 timeout,
             };
             call(route, act, output, signals, async |call: &mut Call| {
-                birth.follow(call, &gateway, None, output).await
+                birth.follow(call, &gateway, None, config, output).await
             })
             .await
         }
         WorkerCommand::List => list(route, config, output, signals).await,
         WorkerCommand::Stop { id, drain } => {
-            all_there(route, Act::Stop { id: id.clone(), drain }, output, signals).await?;
+            all_there(route, Act::Stop { id: id.clone(), drain }, config, output, signals).await?;
             forget_if_lost(&id, config).await;
             Ok(())
         }
         WorkerCommand::Logs { id, follow, lines } => {
-            all_there(route, Act::Logs { id, follow, lines }, output, signals).await
+            all_there(route, Act::Logs { id, follow, lines }, config, output, signals).await
         }
         WorkerCommand::Attach(_) | WorkerCommand::Detach { .. } => Err(Failure::usage(
             "to attach or detach is the gateway's own act, done on no other machine",
@@ -91,11 +92,20 @@ pub async fn worker(
 }
 
 /// Has something done there that needs nothing from here.
-async fn all_there(route: &Route, act: Act, output: &Output, signals: &mut Signals) -> Result<(), Failure> {
+async fn all_there(
+    route: &Route,
+    act: Act,
+    config: &Config,
+    output: &Output,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
     call(route, act, output, signals, async |call: &mut Call| {
-        match call.next(output).await? {
-            None => Ok(()),
-            Some(frame) => Err(call.unexpected(&frame)),
+        loop {
+            match call.next(output).await? {
+                None => return Ok(()),
+                Some(Frame::Downloaded(download)) => models::record(&download, config, output).await,
+                Some(frame) => return Err(call.unexpected(&frame)),
+            }
         }
     })
     .await
@@ -171,7 +181,7 @@ async fn spawn(
         gateway: url,
     };
     call(route, act, output, signals, async |call: &mut Call| {
-        birth.follow(call, &gateway, Some(token), output).await
+        birth.follow(call, &gateway, Some(token), config, output).await
     })
     .await
 }
@@ -265,6 +275,7 @@ impl<'a> Birth<'a> {
         call: &mut Call,
         gateway: &Gateway,
         mut token: Option<Token>,
+        config: &Config,
         output: &Output,
     ) -> Result<(), Failure> {
         let mut is_ours = false;
@@ -285,6 +296,7 @@ impl<'a> Birth<'a> {
                     call.release().await?;
                     is_ours = true;
                 }
+                Frame::Downloaded(download) => models::record(&download, config, output).await,
                 frame => return Err(call.unexpected(&frame)),
             }
         }

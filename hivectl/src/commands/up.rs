@@ -21,7 +21,7 @@ use crate::{
     checkout::Programs,
     cli::{Backend, Up},
     config::{CONTROL_PORT, Config, DATA_PORT},
-    download,
+    download::{self, Model},
     error::Failure,
     gateway_client::Gateway,
     launch, logs,
@@ -46,8 +46,8 @@ const LONGEST_ANSWER: u32 = 512;
 enum Found {
     /// A hive that is up.
     Running,
-    /// Nothing; this is how to start it, and the right to do so.
-    Nothing(Box<Plan>, Lock),
+    /// Nothing; this is how to start it, the right to do so, and the model if it was fetched for that.
+    Nothing(Box<Plan>, Lock, Option<Model>),
 }
 
 /// Brings a hive up, and keeps it up unless it was started before or is detached.
@@ -60,12 +60,16 @@ pub async fn run(args: &Up, config: &Config, output: &Output, signals: &mut Sign
         Found::Running => {
             output.note("this hive is up already");
             tokio::select! {
-                outcome = welcome(args, false, config, output) => outcome,
+                outcome = welcome(args, false, None, config, output) => outcome,
                 wish = signals.next() => Err(interrupted(wish)),
             }
         }
-        Found::Nothing(plan, lock) if args.detach => detached(args, &plan, lock, config, output, signals).await,
-        Found::Nothing(plan, lock) => foreground(args, *plan, lock, config, output, signals).await,
+        Found::Nothing(plan, lock, fetched) if args.detach => {
+            detached(args, &plan, lock, fetched.as_ref(), config, output, signals).await
+        }
+        Found::Nothing(plan, lock, fetched) => {
+            foreground(args, *plan, lock, fetched.as_ref(), config, output, signals).await
+        }
     }
 }
 
@@ -81,7 +85,7 @@ async fn prepare(args: &Up, config: &Config, output: &Output) -> Result<Found, F
         Some(checkout) => checkout.build(config, output, args.device).await?,
         None => programs.present()?,
     }
-    let worker = worker(args, config, output).await?;
+    let (worker, fetched) = worker(args, config, output).await?;
     if args.audit == Some(Mode::EuStrict) {
         output.note(format_args!(
             "checkpoints of the audit journal go to {} unless [audit] in config.toml names a place; name one that this machine cannot rewrite",
@@ -98,6 +102,7 @@ async fn prepare(args: &Up, config: &Config, output: &Output) -> Result<Found, F
             audit: args.audit.map(|mode| mode.as_str().to_owned()),
         }),
         lock,
+        fetched,
     ))
 }
 
@@ -125,16 +130,16 @@ async fn is_up(config: &Config) -> Result<bool, Failure> {
     Ok(false)
 }
 
-async fn worker(args: &Up, config: &Config, output: &Output) -> Result<WorkerSpec, Failure> {
-    let (model, model_path) = if args.device == Backend::Scripted {
-        (super::worker::model_name(&args.model)?, None)
+async fn worker(args: &Up, config: &Config, output: &Output) -> Result<(WorkerSpec, Option<Model>), Failure> {
+    let (model, model_path, fetched) = if args.device == Backend::Scripted {
+        (super::worker::model_name(&args.model)?, None, None)
     } else {
-        let model = download::ensure(config, output, &args.model).await?;
-        (model.name, Some(model.path))
+        let (model, is_new) = download::fetch(config, output, &args.model, None, false).await?;
+        (model.name.clone(), Some(model.path.clone()), is_new.then_some(model))
     };
     let device = super::worker::device(args.device, None)?;
     let id = format!("{}-0", device.split(':').next().unwrap_or(&device));
-    Ok(WorkerSpec {
+    let spec = WorkerSpec {
         id: super::worker::worker_id(&id)?,
         model,
         model_path,
@@ -144,7 +149,8 @@ async fn worker(args: &Up, config: &Config, output: &Output) -> Result<WorkerSpe
         port: None,
         script: args.script.as_deref().map(super::worker::absolute).transpose()?,
         gateway: String::new(),
-    })
+    };
+    Ok((spec, fetched))
 }
 
 /// Where the planes shall listen: on the port or address that was named or not at all, else on the default one or a free one.
@@ -210,6 +216,7 @@ async fn foreground(
     args: &Up,
     plan: Plan,
     lock: Lock,
+    fetched: Option<&Model>,
     config: &Config,
     output: &Output,
     signals: &mut Signals,
@@ -218,7 +225,7 @@ async fn foreground(
     let mut lock = Some(lock);
     let when_ready = async || {
         lock.take();
-        match welcome(args, true, config, output).await {
+        match welcome(args, true, fetched, config, output).await {
             outcome if args.once => outcome.map(|()| Then::Stop),
             outcome => {
                 // The hive is up, whatever became of the question.
@@ -234,6 +241,7 @@ async fn detached(
     args: &Up,
     plan: &Plan,
     lock: Lock,
+    fetched: Option<&Model>,
     config: &Config,
     output: &Output,
     signals: &mut Signals,
@@ -305,14 +313,23 @@ async fn detached(
     }
     drop(lock);
     tokio::select! {
-        outcome = welcome(args, false, config, output) => outcome,
+        outcome = welcome(args, false, fetched, config, output) => outcome,
         wish = signals.next() => Err(interrupted(wish)),
     }
 }
 
 /// Tells how to use the hive that is up, and answers the question if there is one. As JSON both are one object, which
-/// comes when the answer has ended. `is_ours`: it lives as long as this command.
-async fn welcome(args: &Up, is_ours: bool, config: &Config, output: &Output) -> Result<(), Failure> {
+/// comes when the answer has ended. `is_ours`: it lives as long as this command; `fetched`: the model, if it was not there.
+async fn welcome(
+    args: &Up,
+    is_ours: bool,
+    fetched: Option<&Model>,
+    config: &Config,
+    output: &Output,
+) -> Result<(), Failure> {
+    if let Some(model) = fetched {
+        super::models::downloaded(model, config, output).await;
+    }
     note_differences(args, config, output);
     let facts = Facts::of(config)?;
     if !output.is_json() {

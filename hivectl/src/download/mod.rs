@@ -62,13 +62,8 @@ pub struct Model {
     pub source: String,
 }
 
-/// The model that a name or source means, from the store or, if it is not there yet, from the first of its sources
-/// that gives it.
-pub async fn ensure(config: &Config, out: &Output, wanted: &str) -> Result<Model, Failure> {
-    Ok(fetch(config, out, wanted, None, false).await?.0)
-}
-
-/// As [`ensure`], under another name if one is given, and anew if `force`; also tells whether anything was fetched.
+/// The model that a name or source means, from the store or, if it is not there yet or `force`, from the first of its
+/// sources that gives it, under another name if one is given; and whether anything was fetched.
 pub async fn fetch(
     config: &Config,
     out: &Output,
@@ -311,6 +306,6 @@ mod tests {
     #[test]
     fn a_download_can_run_beside_other_work() {
         fn is_send<T: Send>(_: impl Fn(&'static Config, &'static Output) -> T) {}
-        is_send(|config, out| ensure(config, out, "smollm2-135m"));
+        is_send(|config, out| fetch(config, out, "smollm2-135m", None, false));
     }
 }

@@ -43,6 +43,10 @@ pub fn refused(status: StatusCode, body: &[u8]) -> Failure {
             "see `hivectl worker list`, and start one with `hivectl worker spawn`",
         ),
         "loading" | "queue_full" => Failure::task(what, "run it again in a few seconds"),
+        "audit_off" => Failure::task(
+            what,
+            "set `mode` under [audit] in config.toml, or start the hive with `hivectl up --audit metadata`",
+        ),
         "audit_unavailable" => Failure::task(
             what,
             "see that the folder `audit` in the gateway's state folder can be written and its disk is not full",
@@ -138,6 +142,7 @@ mod tests {
             (409, "cancelled"),
             (429, "rate_limit_exceeded"),
             (429, "insufficient_quota"),
+            (409, "audit_off"),
             (503, "audit_unavailable"),
             (500, "internal_error"),
         ];

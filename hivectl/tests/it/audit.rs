@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::house::{Ended, House};
+use crate::{
+    fake_hub::gguf,
+    house::{Ended, House},
+};
 
 /// A hive that has answered two requests, stopped, with its journal at `home/audit`.
 fn house(mode: &str) -> House {
@@ -153,10 +156,43 @@ fn a_person_is_found_until_erased_and_the_journal_verifies_all_the_same() {
 }
 
 #[test]
+fn a_download_is_on_the_record_of_the_hive_that_runs() {
+    let house = House::new();
+    house.up(&[]);
+    fs::write(house.path("tiny.gguf"), gguf(50_000, 1)).unwrap();
+    for _twice in 0..2 {
+        house.run(&["models", "download", "./tiny.gguf"]).expect(0);
+    }
+    let models = house.json(&["models", "list"]);
+    let records = house.json(&["audit", "tail", "-n", "100"]);
+    let downloads = records
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|record| record["kind"] == "model.download");
+    let objects: Vec<&Value> = downloads.map(|record| &record["object"]).collect();
+    let expected = serde_json::json!({"model": models[0]["name"], "sha256": models[0]["sha256"]});
+    assert_eq!(objects, [&expected], "what was there already is no download");
+}
+
+#[test]
 fn with_the_record_off_there_is_none() {
     let house = House::new();
     house.up(&["--audit", "off"]);
-    house.run(&["audit", "tail"]).expect(1);
+    for command in [
+        &["tail"][..],
+        &["anchor"],
+        &["export", "--subject", "ann"],
+        &["erase", "--subject", "ann"],
+        &["prune"],
+    ] {
+        let told = house.run(&[&["audit"], command].concat()).expect(1);
+        told.says("The audit journal is off").says("--audit metadata");
+    }
+    house
+        .run(&["audit", "verify"])
+        .expect(4)
+        .says("The audit journal is off");
     assert!(!house.home().join("audit").exists());
     assert_eq!(house.run(&["up", "--audit", "some"]).code, 2);
 }
@@ -167,7 +203,7 @@ mod both_verifiers {
     use std::{path::PathBuf, process::Command, time::Duration};
 
     use gateway::audit::{
-        log::{Limits, Log},
+        log::{Left, Limits, Log},
         record::{Event, Kind},
     };
 
@@ -175,12 +211,8 @@ mod both_verifiers {
 
     /// A journal of three segments with a checkpoint every ten records, and some of those kept aside.
     fn journal(house: &House) -> PathBuf {
-        let limits = Limits {
-            bytes: u64::MAX,
-            age: Duration::MAX,
-        };
-        let (folder, key) = (house.path("audit"), house.path("key"));
-        let (mut log, _) = Log::open(&folder, &key, "boot".into(), limits).unwrap();
+        let folder = house.path("audit");
+        let (mut log, _) = open(&folder);
         let mut anchors = String::new();
         for n in 1..=100 {
             log.append(&[Event::now(Kind::AuthFail).by(&format!("key{n:05}"))])
@@ -194,6 +226,14 @@ mod both_verifiers {
         }
         house.file("anchors", &anchors);
         folder
+    }
+
+    fn open(folder: &Path) -> (Log, Left) {
+        let limits = Limits {
+            bytes: u64::MAX,
+            age: Duration::MAX,
+        };
+        Log::open(folder, &folder.with_file_name("key"), "boot".into(), limits).unwrap()
     }
 
     fn in_python(folder: &Path, more: &[&str]) -> (i32, Value) {
@@ -301,6 +341,14 @@ mod both_verifiers {
                 "no key",
                 Box::new(|folder| fs::remove_file(folder.join("journal.pub")).unwrap()),
                 4,
+            ),
+            (
+                "pruned",
+                Box::new(|folder| {
+                    let (mut log, _) = open(folder);
+                    assert_eq!(log.prune(i64::MAX).unwrap(), Some(71));
+                }),
+                0,
             ),
             (
                 "torn",

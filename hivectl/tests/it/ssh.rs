@@ -4,6 +4,7 @@ mod machine;
 
 use std::fs;
 
+use gateway::audit::note;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -285,6 +286,111 @@ fn what_a_profile_prints_is_no_part_of_the_answer() {
         .run(&house, &["models", "list", "--json", "--remote-hivectl", &noisy])
         .expect(0);
     assert_eq!(json(&listed.stdout), json("[]"));
+}
+
+#[test]
+fn another_machine_keeps_watch_over_the_record() {
+    let house = House::new();
+    let there = Machine::beside(&house);
+    fs::create_dir(house.home()).unwrap();
+    let hivectl = env!("CARGO_BIN_EXE_hivectl");
+    let (home, ssh_config) = (house.home(), there.path("config"));
+    // As an operator would have it: at every start and stop, and every ten minutes.
+    let command = [
+        hivectl,
+        "--state-dir",
+        home.to_str().unwrap(),
+        "audit",
+        "anchor",
+        "--checkpoint",
+        "-",
+        "--host",
+        "box",
+    ];
+    let command = [&command[..], &["--ssh-config", ssh_config.to_str().unwrap()]].concat();
+    house.file("home/config.toml", &format!("[audit]\nanchor_command = {command:?}\n"));
+    house.up(&["--audit", "eu-strict"]);
+    let kept = |house: &House| {
+        let file = house.path("kept").to_str().unwrap().to_owned();
+        there.run(house, &["audit", "anchors", "--out", &file]).expect(0);
+        fs::read_to_string(file).unwrap()
+    };
+    assert_eq!(
+        kept(&house).matches("hive/audit/").count(),
+        2,
+        "one note, which names the journal twice"
+    );
+    house
+        .run(&["jobs", "submit", "--model", "echo", "--prompt", "one"])
+        .expect(0);
+    there.run(&house, &["audit", "anchor"]).expect(0).says("box: keeps ");
+    let three = fs::read_dir(home.join("audit")).unwrap();
+    let older: Vec<_> = three
+        .map(|file| file.unwrap().path())
+        .map(|file| (file.clone(), fs::read(file).unwrap()))
+        .collect();
+    house.run(&["down"]).expect(0);
+    let anchors = kept(&house);
+    assert_eq!(
+        note::split(&anchors).0.len(),
+        3,
+        "at the start, when asked, at the stop"
+    );
+    let verify = ["audit", "verify", "--anchors", house.path("kept").to_str().unwrap()].map(str::to_owned);
+    let verify: Vec<&str> = verify.iter().map(String::as_str).collect();
+    house.run(&verify).expect(0);
+
+    // The whole folder is replaced by an older copy: it verifies, but not against what the other machine has seen.
+    for (file, bytes) in &older {
+        fs::write(file, bytes).unwrap();
+    }
+    assert_ne!(house.run(&["audit", "verify"]).code, 1);
+    house.run(&verify).expect(2).says("missing");
+    let notes = fs::read_to_string(home.join("audit/000001.notes")).unwrap();
+    let last = house.file("last", note::split(&notes).0.last().unwrap());
+    there
+        .run(&house, &["audit", "anchor", "--checkpoint", &last])
+        .expect(1)
+        .says("is not the one that was seen here before")
+        .says("records were signed, and now there are");
+    // A gateway that wants its anchor does not even start on it.
+    let refused = house.run(&up_again());
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert_eq!(kept(&house), anchors, "nothing of it was kept");
+}
+
+#[test]
+fn a_download_there_is_on_the_record_of_the_hive_here() {
+    let house = House::new();
+    let there = Machine::beside(&house);
+    house.up(&[]);
+    fs::write(there.path("tiny.gguf"), gguf(50_000, 1)).unwrap();
+    let file = there.path("tiny.gguf").to_str().unwrap().to_owned();
+    there.run(&house, &["models", "download", &file]).expect(0);
+    let records = house.run(&["audit", "tail", "-n", "100"]).expect(0).stdout;
+    let download = records.lines().find(|line| line.contains("model.download")).unwrap();
+    assert_eq!(json(download)["object"]["model"], "tiny");
+    let here = house.run(&["models", "list", "--json"]).expect(0).stdout;
+    assert_eq!(json(&here), json("[]"));
+}
+
+/// A start that is expected to fail.
+fn up_again() -> [&'static str; 13] {
+    [
+        "up",
+        "--no-build",
+        "--device",
+        "scripted",
+        "--model",
+        "echo",
+        "--port",
+        "0",
+        "--control-port",
+        "0",
+        "--detach",
+        "--audit",
+        "eu-strict",
+    ]
 }
 
 #[test]

@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use tokio::time::sleep;
 use wire::{ProcessMark, WorkerId, WorkerState, WorkerView};
 
-use super::{absolute, device, fresh_id, model_name, unknown};
+use super::{super::models, absolute, device, fresh_id, model_name, unknown};
 use crate::{
     checkout::Programs,
     cli::{Backend, Spawn},
@@ -72,7 +72,10 @@ pub async fn specify(
     let (model, model_path) = if args.backend == Backend::Scripted {
         (model_name(&args.model)?, None)
     } else {
-        let model = download::ensure(config, output, &args.model).await?;
+        let (model, is_new) = download::fetch(config, output, &args.model, None, false).await?;
+        if is_new {
+            models::downloaded(&model, config, output).await;
+        }
         (model.name, Some(model.path))
     };
     Ok(WorkerSpec {
