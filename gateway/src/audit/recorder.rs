@@ -180,6 +180,9 @@ impl Recorder {
         {
             tracing::error!(why, "the end of the audit journal could not be anchored");
         }
+        if let Some(subjects) = &self.subjects {
+            subjects.close().await;
+        }
     }
 }
 

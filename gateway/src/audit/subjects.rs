@@ -77,6 +77,11 @@ impl Subjects {
         Ok(had)
     }
 
+    /// Closes the file; what is asked later fails.
+    pub async fn close(&self) {
+        self.db.close().await;
+    }
+
     /// A pseudonym of an address, for telling strangers apart; it cannot be turned back without the pepper.
     pub fn net(&self, address: std::net::IpAddr) -> String {
         self.pepper.hmac(&format!("audit net {address}"))[..16].to_owned()
@@ -112,6 +117,11 @@ mod tests {
         assert_eq!(subjects.pseudonym("alice@example.org").await.unwrap(), first);
         assert_ne!(subjects.pseudonym("bob").await.unwrap(), first);
         assert_eq!(subjects.find("carol").await.unwrap(), None);
+        for file in ["subjects.db", "subjects.db-wal"] {
+            let file = std::fs::metadata(dir.path().join(file)).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::mode(&file.permissions());
+            assert_eq!(mode & 0o777, 0o600);
+        }
         let id = subjects.id("alice@example.org");
         let key = db::subjects::find(&subjects.db, &id).await.unwrap().unwrap();
         let is_anywhere = |text: &str| {
@@ -127,5 +137,7 @@ mod tests {
         assert!(!is_anywhere(&key) && !is_anywhere(&id));
         assert_ne!(subjects.pseudonym("alice@example.org").await.unwrap(), first);
         assert!(subjects.find("bob").await.unwrap().is_some());
+        subjects.close().await;
+        assert!(!dir.path().join("subjects.db-wal").exists());
     }
 }

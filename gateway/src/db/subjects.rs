@@ -9,13 +9,14 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{DbError, corrupt};
+use super::{DbError, corrupt, create_private};
 
 /// Opens the file, or makes it.
 pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
+    create_private(path).map_err(sqlx::Error::Io)?;
     let options = SqliteConnectOptions::new()
         .filename(path)
-        .create_if_missing(true)
+        .create_if_missing(false)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .pragma("secure_delete", "ON")
@@ -31,6 +32,7 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
     )
     .execute(&db)
     .await?;
+    empty_log(&db).await?;
     Ok(db)
 }
 
@@ -63,7 +65,12 @@ pub async fn destroy(db: &SqlitePool, id: &str) -> Result<bool, DbError> {
         .bind(id)
         .execute(db)
         .await?;
-    // The row's old page may still be in the write-ahead log.
-    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(db).await?;
+    empty_log(db).await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// The old page of a row that was destroyed may still be in the write-ahead log, also after a crash.
+async fn empty_log(db: &SqlitePool) -> Result<(), DbError> {
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(db).await?;
+    Ok(())
 }
