@@ -43,8 +43,8 @@ impl Meters {
         Self { by_family, before }
     }
 
-    /// Reserves a request of about so many tokens; `None` for a key without limits.
-    pub fn reserve(self: &Arc<Self>, key: &KeyView, tokens: u64) -> Result<Option<Reservation>, Refusal> {
+    /// Reserves a request of about so many tokens, of which the last `unsure` are a guess; `None` for a key without limits.
+    pub fn reserve(self: &Arc<Self>, key: &KeyView, tokens: u64, unsure: u64) -> Result<Option<Reservation>, Refusal> {
         if key.limits == KeyLimits::default() {
             return Ok(None);
         }
@@ -55,7 +55,7 @@ impl Meters {
             Meter::new(key.limits, before, now)
         });
         let reserved = meter
-            .reserve(tokens, now)
+            .reserve(tokens, unsure, now)
             .inspect_err(|refusal| metrics::limited(refusal.limit))?;
         let standing = meter.standing(now);
         Ok(Some(Reservation {
@@ -134,7 +134,12 @@ mod tests {
     #[test]
     fn a_key_without_limits_has_no_meter() {
         let meters = Arc::new(Meters::default());
-        assert!(meters.reserve(&key(KeyLimits::default()), u64::MAX).unwrap().is_none());
+        assert!(
+            meters
+                .reserve(&key(KeyLimits::default()), u64::MAX, 0)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
@@ -149,11 +154,14 @@ mod tests {
             token_budget: Some(100),
             ..KeyLimits::default()
         };
-        let mut first = meters.reserve(&key(limits), 30).unwrap().unwrap();
-        assert_eq!(meters.reserve(&key(limits), 11).unwrap_err().limit, Limit::TokenBudget);
+        let mut first = meters.reserve(&key(limits), 30, 0).unwrap().unwrap();
+        assert_eq!(
+            meters.reserve(&key(limits), 11, 0).unwrap_err().limit,
+            Limit::TokenBudget
+        );
         first.used(39);
         drop(first);
-        assert!(meters.reserve(&key(limits), 1).is_ok());
-        assert_eq!(meters.reserve(&key(limits), 2).unwrap_err().left, 1);
+        assert!(meters.reserve(&key(limits), 1, 0).is_ok());
+        assert_eq!(meters.reserve(&key(limits), 2, 0).unwrap_err().left, 1);
     }
 }

@@ -43,8 +43,11 @@ pub fn admit(
     }
     let context = state.dispatcher.model(model).and_then(|view| view.facts.context_length);
     let prompt = (bytes as u64 / BYTES_PER_TOKEN).min(context.map_or(USUAL_CONTEXT, u64::from));
-    let tokens = prompt + answer.map_or(USUAL_ANSWER, u64::from);
-    let reservation = state.meters.reserve(identity, tokens)?;
+    let (tokens, unsure) = match answer {
+        Some(most) => (prompt + u64::from(most), 0),
+        None => (prompt + USUAL_ANSWER, USUAL_ANSWER),
+    };
+    let reservation = state.meters.reserve(identity, tokens, unsure)?;
     let standing = reservation.as_ref().map(|reservation| reservation.standing);
     let mut entry = state.books.admit(id, &identity.id, model.as_str());
     entry.reservation = reservation;

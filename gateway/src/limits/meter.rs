@@ -103,11 +103,19 @@ impl Meter {
         }
     }
 
-    /// Reserves one request of about so many tokens; what was reserved is to be settled.
-    pub fn reserve(&mut self, tokens: u64, now: Moment) -> Result<u64, Refusal> {
+    /// Reserves one request of so many tokens, of which the last `unsure` are a guess: of them, only as many as are
+    /// left. What was reserved is to be settled.
+    pub fn reserve(&mut self, tokens: u64, unsure: u64, now: Moment) -> Result<u64, Refusal> {
         if now.day > self.day {
             (self.day, self.tokens_today) = (now.day, 0);
         }
+        let sure = tokens.saturating_sub(unsure);
+        // A request that names no limit is not refused for a guess, unless nothing is left for an answer.
+        let left = self
+            .fixed()
+            .into_iter()
+            .filter_map(|(_, most, used)| Some(self.left_of(most?, used)));
+        let tokens = left.fold(tokens, |tokens, left| tokens.min(left.max(sure + unsure.min(1))));
         self.check(tokens, now)?;
         if let Some(bucket) = &mut self.requests {
             bucket.take(1, now.instant);
@@ -132,13 +140,9 @@ impl Meter {
                 standing,
             })
         };
-        let fixed = [
-            (Limit::TokenBudget, self.limits.token_budget, self.tokens_ever),
-            (Limit::TokensPerDay, self.limits.tokens_per_day, self.tokens_today),
-        ];
-        for (limit, most, used) in fixed {
+        for (limit, most, used) in self.fixed() {
             let Some(most) = most else { continue };
-            let left = most.saturating_sub(used).saturating_sub(self.pending);
+            let left = self.left_of(most, used);
             if tokens > left {
                 return refuse(limit, most, left, tokens, LONGEST_WAIT);
             }
@@ -158,6 +162,18 @@ impl Meter {
             }
         }
         Ok(())
+    }
+
+    /// The limits that no minute fills up again, and what is used of them.
+    fn fixed(&self) -> [(Limit, Option<u64>, u64); 2] {
+        [
+            (Limit::TokenBudget, self.limits.token_budget, self.tokens_ever),
+            (Limit::TokensPerDay, self.limits.tokens_per_day, self.tokens_today),
+        ]
+    }
+
+    fn left_of(&self, most: u64, used: u64) -> u64 {
+        most.saturating_sub(used).saturating_sub(self.pending)
     }
 
     /// Puts what was used in the place of what was reserved.
@@ -269,16 +285,16 @@ mod tests {
             requests_per_minute: Some(2),
             ..KeyLimits::default()
         });
-        assert!(meter.reserve(0, at(start, 0)).is_ok());
-        assert!(meter.reserve(0, at(start, 0)).is_ok());
-        let refusal = meter.reserve(0, at(start, 0)).unwrap_err();
+        assert!(meter.reserve(0, 0, at(start, 0)).is_ok());
+        assert!(meter.reserve(0, 0, at(start, 0)).is_ok());
+        let refusal = meter.reserve(0, 0, at(start, 0)).unwrap_err();
         assert_eq!((refusal.limit, refusal.left), (Limit::RequestsPerMinute, 0));
         assert_eq!(refusal.retry_after, Duration::from_secs(30));
         let share = refusal.standing.requests.unwrap();
         assert_eq!((share.most, share.left, share.full_in), (2, 0, Duration::from_secs(60)));
-        assert!(meter.reserve(0, at(start, 29)).is_err());
-        assert!(meter.reserve(0, at(start, 30)).is_ok());
-        assert!(meter.reserve(0, at(start, 31)).is_err());
+        assert!(meter.reserve(0, 0, at(start, 29)).is_err());
+        assert!(meter.reserve(0, 0, at(start, 30)).is_ok());
+        assert!(meter.reserve(0, 0, at(start, 31)).is_err());
     }
 
     #[test]
@@ -287,14 +303,14 @@ mod tests {
             tokens_per_minute: Some(100),
             ..KeyLimits::default()
         });
-        let reserved = meter.reserve(80, at(start, 0)).unwrap();
+        let reserved = meter.reserve(80, 0, at(start, 0)).unwrap();
         assert_eq!(
-            meter.reserve(30, at(start, 0)).unwrap_err().limit,
+            meter.reserve(30, 0, at(start, 0)).unwrap_err().limit,
             Limit::TokensPerMinute
         );
         meter.settle(reserved, 10, at(start, 0));
         assert_eq!(meter.standing(at(start, 0)).tokens.unwrap().left, 90);
-        assert!(meter.reserve(90, at(start, 0)).is_ok());
+        assert!(meter.reserve(90, 0, at(start, 0)).is_ok());
     }
 
     #[test]
@@ -303,9 +319,9 @@ mod tests {
             tokens_per_minute: Some(60),
             ..KeyLimits::default()
         });
-        let reserved = meter.reserve(10, at(start, 0)).unwrap();
+        let reserved = meter.reserve(10, 0, at(start, 0)).unwrap();
         meter.settle(reserved, 90, at(start, 0));
-        let refusal = meter.reserve(1, at(start, 0)).unwrap_err();
+        let refusal = meter.reserve(1, 0, at(start, 0)).unwrap_err();
         assert_eq!((refusal.left, refusal.retry_after), (0, Duration::from_secs(31)));
     }
 
@@ -315,10 +331,10 @@ mod tests {
             tokens_per_minute: Some(60),
             ..KeyLimits::default()
         });
-        let reserved = meter.reserve(1000, at(start, 0)).unwrap();
+        let reserved = meter.reserve(1000, 0, at(start, 0)).unwrap();
         meter.settle(reserved, 60, at(start, 0));
-        assert!(meter.reserve(1000, at(start, 59)).is_err());
-        assert!(meter.reserve(1000, at(start, 60)).is_ok());
+        assert!(meter.reserve(1000, 0, at(start, 59)).is_err());
+        assert!(meter.reserve(1000, 0, at(start, 60)).is_ok());
     }
 
     #[test]
@@ -329,17 +345,35 @@ mod tests {
             ..KeyLimits::default()
         };
         let (mut meter, start) = meter(limits);
-        let reserved = meter.reserve(50, at(start, 0)).unwrap();
+        let reserved = meter.reserve(50, 0, at(start, 0)).unwrap();
         meter.settle(reserved, 50, at(start, 10));
-        let refusal = meter.reserve(1, at(start, 20)).unwrap_err();
+        let refusal = meter.reserve(1, 0, at(start, 20)).unwrap_err();
         assert_eq!(
             (refusal.limit, refusal.most, refusal.retry_after),
             (Limit::TokensPerDay, 50, LONGEST_WAIT)
         );
         let tomorrow = at(start, 86_400);
-        let refusal = meter.reserve(21, tomorrow).unwrap_err();
+        let refusal = meter.reserve(21, 0, tomorrow).unwrap_err();
         assert_eq!((refusal.limit, refusal.left), (Limit::TokenBudget, 20));
-        assert!(meter.reserve(20, tomorrow).is_ok());
+        assert!(meter.reserve(20, 0, tomorrow).is_ok());
+    }
+
+    #[test]
+    fn a_guess_is_cut_to_what_is_left_and_a_promise_is_not() {
+        let (mut meter, start) = meter(KeyLimits {
+            token_budget: Some(50),
+            ..KeyLimits::default()
+        });
+        assert!(meter.reserve(60, 0, at(start, 0)).is_err(), "it may need so many");
+        let reserved = meter.reserve(20 + 256, 256, at(start, 0)).unwrap();
+        assert_eq!(reserved, 50);
+        assert_eq!(meter.reserve(1 + 256, 256, at(start, 0)).unwrap_err().left, 0);
+        meter.settle(reserved, 25, at(start, 1));
+        assert!(
+            meter.reserve(25 + 256, 256, at(start, 1)).is_err(),
+            "nothing is left for an answer"
+        );
+        assert_eq!(meter.reserve(24 + 256, 256, at(start, 1)).unwrap(), 25);
     }
 
     #[test]
@@ -348,13 +382,13 @@ mod tests {
             concurrent_requests: Some(1),
             ..KeyLimits::default()
         });
-        let reserved = meter.reserve(5, at(start, 0)).unwrap();
+        let reserved = meter.reserve(5, 0, at(start, 0)).unwrap();
         assert_eq!(
-            meter.reserve(5, at(start, 0)).unwrap_err().limit,
+            meter.reserve(5, 0, at(start, 0)).unwrap_err().limit,
             Limit::ConcurrentRequests
         );
         meter.settle(reserved, 5, at(start, 1));
-        assert!(meter.reserve(5, at(start, 1)).is_ok());
+        assert!(meter.reserve(5, 0, at(start, 1)).is_ok());
     }
 
     #[test]
@@ -365,11 +399,11 @@ mod tests {
             ..KeyLimits::default()
         };
         let (mut meter, start) = meter(limits);
-        let reserved = meter.reserve(10, at(start, 0)).unwrap();
+        let reserved = meter.reserve(10, 0, at(start, 0)).unwrap();
         meter.settle(reserved, 10, at(start, 0));
         for _again in 0..100 {
-            assert!(meter.reserve(1, at(start, 1)).is_err());
+            assert!(meter.reserve(1, 0, at(start, 1)).is_err());
         }
-        assert!(meter.reserve(10, at(start, 60)).is_ok());
+        assert!(meter.reserve(10, 0, at(start, 60)).is_ok());
     }
 }

@@ -78,6 +78,19 @@ async fn a_budget_is_charged_what_was_generated_and_holds_after_a_kill() {
 }
 
 #[tokio::test]
+async fn a_request_that_names_no_limit_is_not_refused_for_a_guess() {
+    let hive = Hive::start().await;
+    hive.worker("a")
+        .script(vec![Script::says(&["a", "b", "c"]); 2])
+        .join()
+        .await;
+    let (_, key) = key(&hive, json!({"tokens_per_day": 60})).await;
+    assert_eq!(hive.chat("m").key(&key).send().await.status, 200);
+    let most = hive.chat("m").key(&key).with("max_tokens", json!(100)).send().await;
+    most.refused(429, "rate_limit_exceeded").await;
+}
+
+#[tokio::test]
 async fn a_cancelled_answer_is_charged_for_what_was_generated() {
     let hive = Hive::start().await;
     hive.worker("a")
