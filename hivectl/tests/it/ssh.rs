@@ -323,7 +323,12 @@ fn another_machine_keeps_watch_over_the_record() {
     house
         .run(&["jobs", "submit", "--model", "echo", "--prompt", "one"])
         .expect(0);
-    there.run(&house, &["audit", "anchor"]).expect(0).says("box: keeps ");
+    // One that cannot be reached keeps no other from it.
+    there
+        .run(&house, &["audit", "anchor", "--host", "closed"])
+        .expect(3)
+        .says("closed refused the connection")
+        .says("box: keeps ");
     let three = fs::read_dir(home.join("audit")).unwrap();
     let older: Vec<_> = three
         .map(|file| file.unwrap().path())
