@@ -59,6 +59,9 @@ pub async fn run(args: &Up, config: &Config, output: &Output, signals: &mut Sign
     match found {
         Found::Running => {
             output.note("this hive is up already");
+            if args.audit.is_some() {
+                output.note("--audit counts at the next start");
+            }
             tokio::select! {
                 outcome = welcome(args, false, None, config, output) => outcome,
                 wish = signals.next() => Err(interrupted(wish)),
@@ -388,9 +391,6 @@ fn note_differences(args: &Up, config: &Config, output: &Output) {
             "its worker {} was stopped; `hivectl down` and `hivectl up` bring it back",
             supervisor.worker
         ));
-    }
-    if args.audit.is_some() {
-        output.note("it runs already; --audit counts at the next start");
     }
     let model = supervisor.model.as_str();
     // The default model is a wish only where it was typed; a running hive has a model already.

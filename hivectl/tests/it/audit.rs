@@ -12,7 +12,9 @@ use crate::{
 /// A hive that has answered two requests, stopped, with its journal at `home/audit`.
 fn house(mode: &str) -> House {
     let house = House::new();
-    house.up(&["--audit", mode]);
+    let counts_later = "--audit counts at the next start";
+    assert!(!house.up(&["--audit", mode]).stderr.contains(counts_later));
+    house.up(&["--audit", mode]).says(counts_later);
     for prompt in ["geheim one", "geheim two"] {
         house
             .run(&["jobs", "submit", "--model", "echo", "--prompt", prompt])
