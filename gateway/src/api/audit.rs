@@ -101,9 +101,10 @@ pub async fn export(
     Ok(Json(SubjectRecords { pseudonym, records }))
 }
 
-/// Destroy the key of a person's pseudonym: the records stay, and nothing says whose they are.
+/// Destroy the key of a person's pseudonym, and take the person off the API keys they hold: the records stay, and nothing
+/// says whose they are.
 #[utoipa::path(post, path = "/control/v1/audit/erase", tag = "audit", request_body = SubjectErase, responses(
-    (status = 200, description = "The key is destroyed, or there was none", body = SubjectErased),
+    (status = 200, description = "The person is erased, or was not known", body = SubjectErased),
     (status = 400, description = "The request is at fault", body = wire::ErrorEnvelope),
     (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
     (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
@@ -122,20 +123,20 @@ pub async fn erase(
         let message = "`ticket` must have 1 to 64 letters, digits or any of `._-`.";
         return Err(ApiError::invalid("ticket", message));
     }
-    let erased = recorded(&state)?.erase(&erase.subject).await?;
-    let mut event = Event::now(Kind::SubjectErase);
-    event.ticket = erase.ticket;
-    let state_now = if erased { "erased" } else { "unknown" }.into();
-    event.outcome = Some(Outcome {
-        state: state_now,
-        code: None,
-    });
-    state
-        .audit
-        .acts
-        .by(Some(&operator.id))
-        .sign_alone(&state.db, event)
-        .await?;
+    let had_key = recorded(&state)?.erase(&erase.subject).await?;
+    let told = |held_keys| {
+        let mut event = Event::now(Kind::SubjectErase);
+        event.ticket = erase.ticket;
+        event.outcome = Some(Outcome {
+            state: if had_key || held_keys { "erased" } else { "unknown" }.into(),
+            code: None,
+        });
+        event
+    };
+    let by = state.audit.acts.by(Some(&operator.id));
+    let held_keys = state.keyring.disown(&state.db, &erase.subject, by, told).await?;
+    state.audit.acts.carried().await;
+    let erased = had_key || held_keys;
     Ok(Json(SubjectErased { erased }))
 }
 

@@ -28,9 +28,19 @@ use crate::{
 /// How much later than the last note a use is noted, in milliseconds.
 const USE_STEP_MS: i64 = 60_000;
 
-/// Who calls: a key and what it may do.
+/// What the key of an unknown id is compared with: as long as an HMAC, and none.
+const NOBODYS: &str = "----------------------------------------------------------------";
+
+/// Who calls: a key and what it may do, or the holder of a token in the same terms.
 #[derive(Debug, Clone)]
 pub struct Identity(Arc<KeyView>);
+
+impl Identity {
+    /// One whose credential has been checked.
+    pub fn of(view: KeyView) -> Self {
+        Self(view.into())
+    }
+}
 
 impl Deref for Identity {
     type Target = KeyView;
@@ -99,8 +109,8 @@ impl Keyring {
         let keys = self.by_id.load();
         let held = keys.get(id);
         // An unknown id is compared too, so that it costs the same.
-        let stored = held.map_or("", |held| held.hmac.as_str());
-        let same: bool = self.pepper.hmac(key).as_bytes().ct_eq(stored.as_bytes()).into();
+        let stored = held.map_or(NOBODYS, |held| held.hmac.as_str());
+        let same = is_same(self.pepper.hmac(key).as_bytes(), stored.as_bytes());
         let held = held.filter(|held| same && held.view.is_live(now_ms))?;
         held.used_ms.store(now_ms, Ordering::Relaxed);
         Some(Identity(held.view.clone()))
@@ -189,6 +199,24 @@ impl Keyring {
         Ok(known)
     }
 
+    /// Takes a person off the keys they hold, which stay as they are otherwise; whether there was any. The act is told
+    /// by `told`, once that is known.
+    pub async fn disown(
+        &self,
+        db: &SqlitePool,
+        owner: &str,
+        by: Hand<'_>,
+        told: impl FnOnce(bool) -> Event,
+    ) -> Result<bool, DbError> {
+        let mut transaction = db.begin().await?;
+        let held_any = db::keys::disown(&mut transaction, owner).await? > 0;
+        by.sign(&mut transaction, told(held_any)).await?;
+        transaction.commit().await?;
+        db::empty_log(db).await?;
+        self.reload(db).await?;
+        Ok(held_any)
+    }
+
     /// All keys, the oldest first, without secrets.
     pub fn list(&self) -> Vec<KeyView> {
         let keys = self.by_id.load();
@@ -218,6 +246,11 @@ impl Keyring {
     }
 }
 
+/// Whether two digests are the same, at the same cost wherever they differ.
+pub fn is_same<T: ConstantTimeEq>(one: &[T], other: &[T]) -> bool {
+    one.ct_eq(other).into()
+}
+
 /// What is recorded of a key that was made.
 fn about(kind: Kind, view: &KeyView) -> Event {
     Event::now(kind).on(Object {
@@ -244,4 +277,51 @@ impl Held {
 
 fn later(now_ms: i64, seconds: u64) -> i64 {
     now_ms.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use subtle::Choice;
+
+    use super::*;
+
+    thread_local!(static COMPARED: Cell<usize> = const { Cell::new(0) });
+
+    /// A byte that counts how often it is looked at.
+    #[derive(Clone, Copy)]
+    struct Counted(u8);
+
+    impl ConstantTimeEq for Counted {
+        fn ct_eq(&self, other: &Self) -> Choice {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0.ct_eq(&other.0)
+        }
+    }
+
+    fn compared(one: &str, other: &str) -> (bool, usize) {
+        let counted = |text: &str| text.bytes().map(Counted).collect::<Vec<_>>();
+        COMPARED.set(0);
+        (is_same(&counted(one), &counted(other)), COMPARED.get())
+    }
+
+    #[test]
+    fn comparing_keys_costs_the_same_work_wherever_they_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let pepper = Pepper::load_or_create(dir.path()).unwrap();
+        let stored = pepper.hmac(&api_key::generate());
+        assert_eq!(compared(&stored, &stored), (true, 64));
+        for place in 0..stored.len() {
+            let mut other = stored.clone().into_bytes();
+            other[place] ^= 1;
+            assert_eq!(
+                compared(&stored, std::str::from_utf8(&other).unwrap()),
+                (false, 64),
+                "at {place}"
+            );
+        }
+        // Nobody's key is compared as far as somebody's.
+        assert_eq!(compared(&stored, NOBODYS), (false, 64));
+    }
 }

@@ -89,6 +89,15 @@ pub async fn expire(db: &mut SqliteConnection, id: &str, at_ms: i64) -> Result<(
     Ok(())
 }
 
+/// Takes a person off the keys they hold; how many there were.
+pub async fn disown(db: &mut SqliteConnection, owner: &str) -> Result<u64, DbError> {
+    let done = sqlx::query("UPDATE keys SET owner = NULL WHERE owner = $1")
+        .bind(owner)
+        .execute(db)
+        .await?;
+    Ok(done.rows_affected())
+}
+
 /// Notes when keys were last used.
 pub async fn used(db: &SqlitePool, uses: &[(String, i64)]) -> Result<(), DbError> {
     let mut transaction = db.begin().await?;

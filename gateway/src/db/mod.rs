@@ -72,6 +72,8 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
+        // What is taken out is overwritten: an owner who was erased is in no free page.
+        .pragma("secure_delete", "ON")
         .busy_timeout(Duration::from_secs(5));
     create_private(path).map_err(sqlx::Error::Io)?;
     // Before the others are made: a connection that remembers an older schema reads rows by it.
@@ -111,6 +113,12 @@ pub async fn open(path: &Path) -> Result<SqlitePool, DbError> {
         .await
         .map_err(|error| corrupt(path, error))?;
     Ok(pool)
+}
+
+/// Empties the write-ahead log, where what was overwritten in the file may still stand.
+pub async fn empty_log(db: &SqlitePool) -> Result<(), DbError> {
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(db).await?;
+    Ok(())
 }
 
 /// An empty file is a new database; SQLite would make one that others may read.

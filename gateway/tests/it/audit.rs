@@ -414,6 +414,11 @@ async fn an_erased_person_is_in_no_file_and_the_journal_verifies() {
         .json(&json!({"name": "webui", "scopes": ["infer"], "trusted": true}));
     let trusted = Reply::to(new).await.json().await["key"].as_str().unwrap().to_owned();
     let person = "user-4711-alice";
+    let own = json!({"name": "own", "scopes": ["infer"], "owner": person});
+    let own = Reply::to(hive.on_control("POST", "/control/v1/keys").json(&own))
+        .await
+        .json()
+        .await;
     for _ in 0..2 {
         let ask = hive.chat("m").key(&trusted).header("x-openwebui-user-id", person);
         assert_eq!(ask.send().await.status, 200);
@@ -436,6 +441,10 @@ async fn an_erased_person_is_in_no_file_and_the_journal_verifies() {
     let erase = post("erase", json!({"subject": person, "ticket": "T-1"}));
     assert_eq!(Reply::to(erase).await.json().await, json!({"erased": true}));
     assert_eq!(export().await, json!({"pseudonym": null, "records": []}));
+    // The key is good as before, and nobody's.
+    let path = format!("/control/v1/keys/{}", own["id"].as_str().unwrap());
+    let shown = Reply::to(hive.on_control("GET", &path)).await.json().await;
+    assert_eq!((&shown["owner"], &shown["revoked_at_ms"]), (&Value::Null, &Value::Null));
     let home = hive.home().to_owned();
     let mut open = vec![home];
     while let Some(folder) = open.pop() {
