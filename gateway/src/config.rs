@@ -3,6 +3,8 @@
 //! Flag > environment (`HIVE_GATEWAY__SECTION__KEY`) > file > default. It starts nothing.
 
 mod audit;
+mod jwt;
+mod planes;
 
 use std::{
     net::SocketAddr,
@@ -10,12 +12,15 @@ use std::{
     time::Duration,
 };
 
-use axum::http::Uri;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-pub use self::audit::{Audit, Mode};
+pub use self::{
+    audit::{Audit, Mode},
+    jwt::{Jwt, Place},
+    planes::{Control, Server},
+};
 
 /// The gateway's command line.
 #[derive(Debug, Clone, Parser)]
@@ -67,48 +72,10 @@ pub struct Config {
     pub relay: Relay,
     /// What is recorded.
     pub audit: Audit,
+    /// Whose tokens are taken beside API keys.
+    pub jwt: Jwt,
     /// What is logged.
     pub log: Log,
-}
-
-/// `[server]`: the data plane and the connections of both planes.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Server {
-    /// Address of the data plane.
-    pub listen: SocketAddr,
-    /// Threads that serve the data plane; 0: one per core.
-    pub threads: usize,
-    /// Host names beyond the loopback ones that the `Host` header may hold on a loopback bind.
-    pub allowed_hosts: Vec<String>,
-    /// Connections at once.
-    pub max_connections: usize,
-    /// Connections at once from one address that is not loopback.
-    pub max_connections_per_address: usize,
-    /// Silence before the first byte of a connection, and time for a request's head.
-    #[serde(deserialize_with = "duration")]
-    pub head_timeout: Duration,
-    /// How long a connection without a request is kept.
-    #[serde(deserialize_with = "duration")]
-    pub idle_timeout: Duration,
-    /// Time for a request's whole body.
-    #[serde(deserialize_with = "duration")]
-    pub body_timeout: Duration,
-    /// How long running answers may go on after SIGTERM.
-    #[serde(deserialize_with = "duration")]
-    pub drain_timeout: Duration,
-}
-
-/// `[control]`: the control plane.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Control {
-    /// Address of the control plane.
-    pub listen: SocketAddr,
-    /// Host names beyond the loopback ones that the `Host` header may hold.
-    pub allowed_hosts: Vec<String>,
-    /// The control plane's URL as workers on other machines reach it.
-    pub advertise_url: Option<String>,
 }
 
 /// `[registry]`: membership.
@@ -207,55 +174,6 @@ pub enum ConfigError {
     NoHome,
 }
 
-impl Default for Server {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
-            threads: 0,
-            allowed_hosts: Vec::new(),
-            max_connections: 10_000,
-            max_connections_per_address: 256,
-            head_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(75),
-            body_timeout: Duration::from_secs(30),
-            drain_timeout: Duration::from_secs(120),
-        }
-    }
-}
-
-impl Default for Control {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7412)),
-            allowed_hosts: Vec::new(),
-            advertise_url: None,
-        }
-    }
-}
-
-impl Control {
-    /// The host names it answers for beyond the loopback ones: those allowed, and the one it tells workers to use.
-    pub fn hosts(&self) -> Vec<String> {
-        let advertised = self.advertise_url.as_deref().and_then(|url| url.parse::<Uri>().ok());
-        let advertised = advertised.as_ref().and_then(Uri::host).map(str::to_owned);
-        // One specific address is a name it is called by, too.
-        let own = Some(self.listen.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
-        let own = own.map(|ip| {
-            if ip.is_ipv6() {
-                format!("[{ip}]")
-            } else {
-                ip.to_string()
-            }
-        });
-        self.allowed_hosts
-            .iter()
-            .cloned()
-            .chain(advertised)
-            .chain(own)
-            .collect()
-    }
-}
-
 impl Default for Registry {
     fn default() -> Self {
         let loopback = [
@@ -337,6 +255,7 @@ impl Args {
         if config.audit.anchor_file.is_none() && config.audit.anchor_command.is_empty() {
             config.audit.anchor_file.clone_from(&self.anchor_file);
         }
+        config.take_credentials(&environment)?;
         config.validate()?;
         Ok((home, config))
     }
@@ -403,6 +322,8 @@ struct File {
     #[serde(default)]
     audit: Audit,
     #[serde(default)]
+    jwt: Jwt,
+    #[serde(default)]
     log: Log,
     #[serde(default)]
     hivectl: toml::Table,
@@ -416,7 +337,48 @@ fn from_environment(value: &str) -> toml::Value {
         .unwrap_or_else(|| toml::Value::String(value.to_owned()))
 }
 
+/// The name in `credential:NAME`: a file that systemd hands to this service alone (systemd.exec(5), `LoadCredential=`).
+fn credential(path: &Path) -> Option<&str> {
+    path.to_str()?.strip_prefix("credential:")
+}
+
 impl Config {
+    /// Puts the place of each credential that systemd hands over where a setting names it.
+    fn take_credentials(&mut self, environment: &[(String, String)]) -> Result<(), ConfigError> {
+        let folder = environment.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
+        let mut missing = Vec::new();
+        let mut take = |setting: &str, path: &Path| {
+            let name = credential(path)?;
+            let Some((_, folder)) = folder else {
+                missing.push(format!(
+                    "{setting}: systemd hands no credential `{name}` over; add `LoadCredential={name}:FILE` to the unit, or name a file"
+                ));
+                return None;
+            };
+            Some(Path::new(folder).join(name))
+        };
+        if let Some(keys) = self.jwt.keys.as_mut()
+            && let Some(path) = take("jwt.keys", Path::new(&keys))
+        {
+            *keys = path.display().to_string();
+        }
+        for (setting, path) in [
+            ("server.tls_cert", &mut self.server.tls_cert),
+            ("server.tls_key", &mut self.server.tls_key),
+            ("control.tls_cert", &mut self.control.tls_cert),
+            ("control.tls_key", &mut self.control.tls_key),
+        ] {
+            if let Some(taken) = path.as_deref().and_then(|path| take(setting, path)) {
+                *path = Some(taken);
+            }
+        }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Invalid(missing))
+        }
+    }
+
     /// Every value that makes no sense, all at once.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
@@ -428,26 +390,6 @@ impl Config {
         need(
             crate::telemetry::filter(&self.log).is_ok(),
             "log.filter: is no filter; write it like `info` or `gateway=debug,warn`",
-        );
-        need(
-            self.server.max_connections > 0,
-            "server.max_connections: must be at least 1",
-        );
-        need(
-            self.server.max_connections_per_address > 0,
-            "server.max_connections_per_address: must be at least 1",
-        );
-        need(
-            !self.server.head_timeout.is_zero(),
-            "server.head_timeout: must be longer than 0s",
-        );
-        need(
-            !self.server.idle_timeout.is_zero(),
-            "server.idle_timeout: must be longer than 0s",
-        );
-        need(
-            !self.server.body_timeout.is_zero(),
-            "server.body_timeout: must be longer than 0s",
         );
         need(
             !self.registry.heartbeat_interval.is_zero(),
@@ -477,14 +419,9 @@ impl Config {
             !self.relay.slow_client.is_zero(),
             "relay.slow_client: must be longer than 0s",
         );
-        need(
-            self.control
-                .advertise_url
-                .as_deref()
-                .is_none_or(|url| url.starts_with("http://") || url.starts_with("https://")),
-            "control.advertise_url: must begin with http:// or https://",
-        );
-        faults.extend(self.audit.faults().into_iter().map(ToOwned::to_owned));
+        faults.extend(planes::faults(&self.server, &self.control));
+        let others = self.audit.faults().into_iter().chain(self.jwt.faults());
+        faults.extend(others.map(ToOwned::to_owned));
         if faults.is_empty() {
             Ok(())
         } else {
@@ -540,17 +477,6 @@ mod tests {
     }
 
     #[test]
-    fn the_control_plane_answers_for_the_name_it_advertises() {
-        let hosts = |url| {
-            let text = format!("[control]\nallowed_hosts = [\"hive\"]\nadvertise_url = \"{url}\"");
-            parse(&text, None, &[]).unwrap().control.hosts()
-        };
-        assert_eq!(hosts("http://10.0.0.7:7412"), ["hive", "10.0.0.7"]);
-        assert_eq!(hosts("https://[fd00::1]:7412/"), ["hive", "[fd00::1]"]);
-        assert_eq!(Control::default().hosts(), [""; 0]);
-    }
-
-    #[test]
     fn an_unknown_key_or_a_wrong_value_is_named_with_its_place() {
         let error = parse("[server]\nprot = 1", Some(Path::new("/etc/hive/gateway.toml")), &[])
             .unwrap_err()
@@ -572,6 +498,22 @@ mod tests {
     fn hivectls_own_section_is_left_to_it() {
         let config = parse("[hivectl]\nmodels = \"m\"\n[server]\nthreads = 1", None, &[]).unwrap();
         assert_eq!(config.server.threads, 1);
+    }
+
+    #[test]
+    fn a_credential_lies_where_systemd_says() {
+        let text = "[control]\ntls_cert = \"/c\"\ntls_key = \"credential:tls\"\n[jwt]\nkeys = \"credential:jwt\"";
+        let mut config = parse(text, None, &[]).unwrap();
+        let error = config.clone().take_credentials(&[]).unwrap_err().to_string();
+        assert!(
+            error.contains("control.tls_key") && error.contains("jwt.keys") && error.contains("LoadCredential=tls"),
+            "{error}"
+        );
+        let handed = environment(&[("CREDENTIALS_DIRECTORY", "/run/credentials/hive")]);
+        config.take_credentials(&handed).unwrap();
+        let taken = (config.control.tls_cert, config.control.tls_key, config.jwt.keys);
+        let [cert, key] = ["/c", "/run/credentials/hive/tls"].map(|path| Some(PathBuf::from(path)));
+        assert_eq!(taken, (cert, key, Some("/run/credentials/hive/jwt".into())));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub enum ApiError {
     },
     /// The credential is missing, malformed, unknown, revoked or expired; the text says which remedy helps.
     Unauthenticated(&'static str),
+    /// The token of an identity provider is not taken.
+    TokenRefused(crate::auth::jwt::Refused),
     /// The credential is good but not for this.
     Forbidden(wire::Scope),
     /// The key is not for this model.
@@ -106,7 +108,7 @@ impl ApiError {
     /// The HTTP status (RFC 9110, and OpenAI's usage where they differ).
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::Unauthenticated(_) | Self::TokenRefused(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) | Self::ModelNotAllowed(_) => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::ModelNotFound(_) | Self::NotFound(_) | Self::UnknownUrl(_) | Self::UnknownWorker(_) => {
@@ -157,7 +159,7 @@ impl ApiError {
             Self::Invalid { .. } | Self::WrongHost { .. } | Self::BodyTimeout(_) | Self::AnswerTooLarge(_) => {
                 "invalid_request"
             }
-            Self::Unauthenticated(_) => "invalid_api_key",
+            Self::Unauthenticated(_) | Self::TokenRefused(_) => "invalid_api_key",
             Self::Forbidden(_) => "insufficient_scope",
             Self::ModelNotAllowed(_) => "model_not_allowed",
             Self::Limited(refusal) if refusal.limit == Limit::TokenBudget => "insufficient_quota",
@@ -194,6 +196,7 @@ impl ApiError {
             Self::Faulty(faults) => faults.to_string(),
             Self::Invalid { message, .. } => message.clone(),
             Self::Unauthenticated(why) => (*why).to_owned(),
+            Self::TokenRefused(why) => why.told().to_owned(),
             Self::Forbidden(scope) => format!("This key lacks the scope `{}`. Use a key that has it.", scope.as_str()),
             Self::ModelNotAllowed(model) => {
                 format!("This key is not for the model `{model}`. GET /v1/models lists those it is for.")
@@ -317,6 +320,7 @@ impl ApiError {
     fn cause(&self) -> Option<String> {
         match self {
             Self::WorkerFailed(cause) | Self::Internal(cause) => Some(cause.clone()),
+            Self::TokenRefused(why) => Some(format!("the token: {why}")),
             Self::Storage(error) => Some(chain(error)),
             Self::AuditUnavailable(error) => Some(error.to_string()),
             _ => None,
@@ -395,7 +399,7 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
         }
-        if matches!(self, Self::Unauthenticated(_)) {
+        if matches!(self, Self::Unauthenticated(_) | Self::TokenRefused(_)) {
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -27,6 +27,7 @@ pub mod server;
 pub mod shutdown;
 pub mod state;
 pub mod telemetry;
+pub mod tls;
 
 /// Now, in Unix milliseconds; for records only, never for deciding who is alive.
 pub fn now_ms() -> i64 {

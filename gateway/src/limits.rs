@@ -17,12 +17,33 @@ pub use self::meter::{Limit, Refusal, Share, Standing};
 use self::meter::{Meter, Moment};
 use crate::metrics;
 
+/// Meters that are kept without asking whether they still count anything.
+const FEW: usize = 10_000;
+
 /// The meters of all keys that have limits; keys rotated from one another share one.
 #[derive(Debug, Default)]
 pub struct Meters {
-    by_family: Mutex<HashMap<String, Meter>>,
+    by_family: Mutex<Held>,
     /// What the books say was used before this start.
     before: HashMap<String, Used>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    meters: HashMap<String, Meter>,
+    /// When so many are held, those that count nothing are let go: holders of tokens are as many as the issuer has
+    /// people.
+    sweep_at: usize,
+}
+
+impl Held {
+    fn make_room(&mut self, now: Moment) {
+        if self.meters.len() < self.sweep_at.max(FEW) {
+            return;
+        }
+        self.meters.retain(|_, meter| !meter.is_at_rest(now));
+        self.sweep_at = self.meters.len() * 2;
+    }
 }
 
 /// Tokens used before this start.
@@ -49,8 +70,9 @@ impl Meters {
             return Ok(None);
         }
         let now = now();
-        let mut meters = self.lock();
-        let meter = meters.entry(key.family.clone()).or_insert_with(|| {
+        let mut held = self.lock();
+        held.make_room(now);
+        let meter = held.meters.entry(key.family.clone()).or_insert_with(|| {
             let before = self.before.get(&key.family).copied().unwrap_or_default();
             Meter::new(key.limits, before, now)
         });
@@ -67,7 +89,7 @@ impl Meters {
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Meter>> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         self.by_family.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -92,7 +114,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(meter) = self.meters.lock().get_mut(&self.family) {
+        if let Some(meter) = self.meters.lock().meters.get_mut(&self.family) {
             meter.settle(self.reserved, self.used, now());
         }
     }
@@ -140,6 +162,31 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_meter_that_counts_nothing_any_more_is_let_go() {
+        let meters = Arc::new(Meters::default());
+        let limits = KeyLimits {
+            concurrent_requests: Some(1),
+            tokens_per_day: Some(10),
+            ..KeyLimits::default()
+        };
+        let call = |family: String, tokens| {
+            let key = KeyView { family, ..key(limits) };
+            let mut reservation = meters.reserve(&key, tokens, 0).unwrap().unwrap();
+            reservation.used(tokens);
+            reservation
+        };
+        let running = call("running".into(), 0);
+        drop(call("has used some today".into(), 1));
+        for person in 0..3 * FEW {
+            drop(call(person.to_string(), 0));
+        }
+        let held = meters.lock();
+        assert!(held.meters.len() <= FEW, "{}", held.meters.len());
+        assert!(held.meters.contains_key("running") && held.meters.contains_key("has used some today"));
+        drop((held, running));
     }
 
     #[test]

@@ -23,6 +23,10 @@ use utoipa_swagger_ui::{Config as Swagger, SwaggerUi};
 
 use crate::{
     api,
+    auth::{
+        access::{self, Access, Route},
+        caller,
+    },
     error::{ApiError, Failed},
     server::Peer,
     state::AppState,
@@ -83,6 +87,7 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::keys::list, api::keys::create))
         .routes(routes!(api::keys::show, api::keys::revoke))
         .routes(routes!(api::keys::rotate))
+        .routes(routes!(api::tokens::verify))
         .routes(routes!(api::requests::list))
         .routes(routes!(api::usage::list))
         .routes(routes!(api::metrics::read))
@@ -134,7 +139,7 @@ pub fn data_plane(state: AppState) -> Router {
         )
         .max_age(std::time::Duration::from_secs(600));
     // Preflights carry no key, so they are answered before any lock; the doors below say who else needs none.
-    finish(router, completed(doc), host, state, Some(cors))
+    finish(router, completed(doc), access::DATA, host, state, Some(cors))
 }
 
 /// The control plane: what workers and operators call.
@@ -142,7 +147,7 @@ pub fn control_plane(state: AppState) -> Router {
     let (router, doc) = control_routes().split_for_parts();
     let router = router.route("/health", get(api::health::live));
     let hosts = Hosts::new("control.allowed_hosts", state.config.control.hosts());
-    finish(router, doc, Some(hosts), state, None)
+    finish(router, doc, access::CONTROL, Some(hosts), state, None)
 }
 
 /// The OpenAPI documents, as `openapi/gateway.json` and `openapi/control.json` hold them.
@@ -163,6 +168,7 @@ fn completed(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
 fn finish(
     router: Router<AppState>,
     doc: utoipa::openapi::OpenApi,
+    table: &'static [Route],
     hosts: Option<Hosts>,
     state: AppState,
     cors: Option<CorsLayer>,
@@ -175,6 +181,7 @@ fn finish(
         .fallback(unknown_url)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(state.clone())
+        .layer(middleware::from_fn_with_state((state.clone(), table), let_in))
         .layer(middleware::from_fn(in_envelope))
         .layer(middleware::from_fn_with_state(state, record_denial))
         .layer(CatchPanicLayer::custom(panicked))
@@ -187,6 +194,32 @@ fn finish(
         None => router,
     };
     router.layer(middleware::from_fn(telemetry::access_log))
+}
+
+/// Lets in whom the table lets in; a path that is routed and not in it is nobody's.
+async fn let_in(State((state, table)): State<(AppState, &'static [Route])>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let Some(route) = route else {
+        return next.run(request).await;
+    };
+    match access::access(table, request.method(), route) {
+        Some(Access::Open | Access::Worker) => next.run(request).await,
+        Some(Access::Holder(scope)) => {
+            let (mut parts, body) = request.into_parts();
+            match caller::authorise(&mut parts, &state, scope).await {
+                Ok(_) => next.run(Request::from_parts(parts, body)).await,
+                Err(error) => error.into_response(),
+            }
+        }
+        None => {
+            let allowed = access::allowed(table, route);
+            let mut response = ApiError::MethodNotAllowed.into_response();
+            if let Ok(allowed) = allowed.parse() {
+                response.headers_mut().insert(header::ALLOW, allowed);
+            }
+            response
+        }
+    }
 }
 
 /// Counts refused credentials in the audit journal, on every route.

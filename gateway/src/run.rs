@@ -6,6 +6,7 @@
 use std::{
     fs::{File, TryLockError},
     io,
+    net::TcpListener,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use secrecy::ExposeSecret as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use wire::{GatewayRun, NewKey, ProcessMark, Scope};
 
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
         evictions::Evictions,
         recorder::{Recorder, RecorderError},
     },
-    auth::{api_key, keyring::Keyring, pepper::Pepper},
+    auth::{api_key, jwks::KeysError, jwt::Tokens, keyring::Keyring, pepper::Pepper},
     books::Books,
     config::Config,
     db::{self, DbError},
@@ -39,6 +41,7 @@ use crate::{
     server::{self, bind, serve},
     shutdown::{Lifecycle, Signals},
     state::{AppState, Credentials, Hive},
+    tls::{Tls, TlsError},
 };
 
 /// Why the gateway could not run.
@@ -59,6 +62,12 @@ pub enum RunError {
     /// The audit journal cannot be kept.
     #[error(transparent)]
     Record(#[from] RecorderError),
+    /// The keys of the issuer of tokens cannot be used.
+    #[error("tokens cannot be taken")]
+    Tokens(#[from] KeysError),
+    /// A plane cannot be served over TLS.
+    #[error("the {0} plane cannot be served over TLS")]
+    Tls(&'static str, #[source] TlsError),
     /// Connections to workers cannot be set up.
     #[error("cannot set up connections to workers")]
     Upstream(#[from] reqwest::Error),
@@ -72,6 +81,9 @@ pub enum RunError {
 
 /// Runs until a signal, then drains.
 pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
+    // What crashes leaves no core file with secrets, and no other process of the user reads our memory.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_dumpable(false).map_err(io::Error::from)?;
     let threads = match config.server.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         threads => threads,
@@ -79,6 +91,16 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
     let data = bind(config.server.listen, threads).map_err(|e| RunError::Bind(config.server.listen, e, "--listen"))?;
     let control =
         bind(config.control.listen, 1).map_err(|e| RunError::Bind(config.control.listen, e, "--control-listen"))?;
+    let data_tls = open_tls(
+        "data",
+        config.server.tls_cert.as_deref(),
+        config.server.tls_key.as_deref(),
+    )?;
+    let control_tls = open_tls(
+        "control",
+        config.control.tls_cert.as_deref(),
+        config.control.tls_key.as_deref(),
+    )?;
     let background = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -86,22 +108,24 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
     background.block_on(async {
         // Before anybody can know that we run.
         let signals = Signals::listen()?;
+        let hangup = signal(SignalKind::hangup())?;
         let hive = Arc::new(open(home, config).await?);
-        let mark = RunMark::write(&hive.home, &data[0], &control[0]).map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
+        let mark = RunMark::write(&hive.home, (&data[0], data_tls.is_some()), (&control[0], control_tls.is_some())).map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
         let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
         let retries = Arc::<Retries>::default();
         for (number, listener) in data.into_iter().enumerate() {
             let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone(), retries.clone())?);
-            data_thread(number, listener, state, limits.clone())?;
+            data_thread(number, listener, data_tls.clone(), state, limits.clone())?;
         }
         let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone(), retries)?);
         let probes = tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone()));
         let sweeps = tokio::spawn(sweep(hive.clone()));
         let uses = tokio::spawn(note_uses(hive.clone()));
+        let fresh = tokio::spawn(keep_fresh(hive.clone(), hangup, data_tls, control_tls.clone()));
         // It outlives the data plane's drain: workers that are not heard of any more would count as lost.
         let control_lifecycle = Lifecycle::default();
         for listener in control {
-            tokio::spawn(serve(listener, router::control_plane(state.clone()), limits.clone(), control_lifecycle.clone()));
+            tokio::spawn(serve(listener, control_tls.clone(), router::control_plane(state.clone()), limits.clone(), control_lifecycle.clone()));
         }
         tracing::info!(data = mark.run.data_url, control = mark.run.control_url, threads, home = %hive.home.display(), "ready");
         hive.lifecycle.run(&hive.config, signals).await;
@@ -109,6 +133,7 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
         sweeps.abort();
         probes.abort();
         uses.abort();
+        fresh.abort();
         // Only for the record: whoever looks at the key later.
         let _ = hive.keyring.note_uses(&hive.db).await;
         hive.books.flush().await;
@@ -152,6 +177,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         let view = keyring.add(&db, &key, first, audit.acts.by(None)).await?;
         tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
     }
+    let tokens = Tokens::open(&config.jwt)?;
     let queue = QueueLimits {
         places_per_slot: config.scheduler.places_per_slot,
         wait: config.scheduler.queue_timeout,
@@ -175,6 +201,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         books: Books::open(db.clone()),
         db,
         keyring,
+        tokens,
         metrics: metrics::start()?,
         audit,
         meters: Arc::new(meters),
@@ -216,7 +243,8 @@ fn first_admin_key(file: &Path) -> io::Result<String> {
 
 fn data_thread(
     number: usize,
-    listener: std::net::TcpListener,
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     state: AppState,
     limits: server::Limits,
 ) -> io::Result<()> {
@@ -226,7 +254,7 @@ fn data_thread(
         .spawn(move || {
             let lifecycle = state.lifecycle.clone();
             let ended = runtime.block_on(async {
-                let served = serve(listener, router::data_plane(state), limits, lifecycle.clone()).await;
+                let served = serve(listener, tls, router::data_plane(state), limits, lifecycle.clone()).await;
                 // The accept loop is over; the connections are not.
                 lifecycle.connections.wait().await;
                 served
@@ -250,6 +278,36 @@ async fn sweep(hive: Arc<Hive>) {
     }
 }
 
+fn open_tls(plane: &'static str, certificate: Option<&Path>, key: Option<&Path>) -> Result<Option<Arc<Tls>>, RunError> {
+    let (Some(certificate), Some(key)) = (certificate, key) else {
+        return Ok(None);
+    };
+    let tls = Tls::open(certificate, key).map_err(|error| RunError::Tls(plane, error))?;
+    Ok(Some(Arc::new(tls)))
+}
+
+/// Certificates and the keys of tokens are read again as they change, and all of them on SIGHUP.
+async fn keep_fresh(hive: Arc<Hive>, mut hangup: Signal, data: Option<Arc<Tls>>, control: Option<Arc<Tls>>) {
+    let planes = || [&data, &control].into_iter().flatten();
+    let tokens = async {
+        match &hive.tokens {
+            Some(tokens) => tokens.keep_fresh().await,
+            None => std::future::pending().await,
+        }
+    };
+    let hangups = async {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: certificates and keys are read again");
+            planes().for_each(|tls| tls.reload());
+            if let Some(tokens) = &hive.tokens {
+                tokens.refresh().await;
+            }
+        }
+    };
+    let files = futures_util::future::join_all(planes().map(|tls| tls.watch()));
+    tokio::join!(tokens, hangups, files);
+}
+
 async fn note_uses(hive: Arc<Hive>) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));
     loop {
@@ -270,9 +328,11 @@ struct RunMark {
 }
 
 impl RunMark {
-    fn write(home: &Path, data: &std::net::TcpListener, control: &std::net::TcpListener) -> io::Result<Self> {
-        let url = |listener: &std::net::TcpListener| {
-            Ok::<_, io::Error>(format!("http://{}", reachable(listener.local_addr()?)))
+    /// Where each plane listens, and whether it speaks TLS.
+    fn write(home: &Path, data: (&TcpListener, bool), control: (&TcpListener, bool)) -> io::Result<Self> {
+        let url = |(listener, tls): (&TcpListener, bool)| {
+            let scheme = if tls { "https" } else { "http" };
+            Ok::<_, io::Error>(format!("{scheme}://{}", reachable(listener.local_addr()?)))
         };
         let process = ProcessMark {
             pid: std::process::id(),

@@ -9,22 +9,40 @@ use std::{
     path::Path,
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// Where systemd puts the credentials of system services; it lets a service read its own through an access list, which
+/// a file's mode shows as the group's right (systemd.exec(5)).
+const CREDENTIALS: &str = "/run/credentials";
 
 /// Reads a secret of one line from a file that only its owner can read.
 pub fn read(path: &Path) -> io::Result<SecretString> {
-    let refuse = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
-    if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
+    let text = read_text(path)?;
+    let secret = text.expose_secret().trim_end_matches(['\n', '\r']);
+    if secret.trim().is_empty() || secret.contains(['\n', '\r']) {
+        return Err(refuse(path, "it must hold one line with the secret"));
+    }
+    Ok(secret.into())
+}
+
+/// Reads a secret of any shape from a file that only its owner can read.
+pub fn read_text(path: &Path) -> io::Result<SecretString> {
+    if !is_private(path, fs::metadata(path)?.permissions().mode()) {
         return Err(refuse(
+            path,
             "others can read it; run: chmod 600 FILE, and make the secret anew if they may have",
         ));
     }
-    let text = fs::read_to_string(path)?;
-    let secret = text.trim_end_matches(['\n', '\r']);
-    if secret.trim().is_empty() || secret.contains(['\n', '\r']) {
-        return Err(refuse("it must hold one line with the secret"));
-    }
-    Ok(secret.into())
+    fs::read_to_string(path).map(SecretString::from)
+}
+
+fn is_private(path: &Path, mode: u32) -> bool {
+    let others = if path.starts_with(CREDENTIALS) { 0o037 } else { 0o077 };
+    mode & others == 0
+}
+
+fn refuse(path: &Path, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
 }
 
 /// Writes a secret to a new file that only its owner can read; the folder is made if it is not there.
@@ -50,9 +68,15 @@ pub fn create(path: &Path, secret: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
-
     use super::*;
+
+    #[test]
+    fn a_credential_of_systemds_is_its_services_alone_although_its_group_has_a_right() {
+        let credential = Path::new("/run/credentials/hive-gateway.service/tls");
+        assert!(is_private(credential, 0o440) && is_private(credential, 0o400));
+        assert!(!is_private(credential, 0o444) && !is_private(credential, 0o460));
+        assert!(!is_private(Path::new("/run/credentials-of-all/tls"), 0o440));
+    }
 
     #[test]
     fn a_secret_others_can_read_is_refused() {

@@ -36,7 +36,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use crate::{config, leftover::Shared, shutdown::Lifecycle};
+use crate::{config, leftover::Shared, shutdown::Lifecycle, tls::Tls};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -105,6 +105,7 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpLi
 /// Accepts connections until the program drains, each in a task of this thread.
 pub async fn serve(
     listener: std::net::TcpListener,
+    tls: Option<Arc<Tls>>,
     app: Router,
     limits: Limits,
     lifecycle: Lifecycle,
@@ -120,7 +121,10 @@ pub async fn serve(
                 let Some(pass) = Pass::take(&limits.gate, peer.ip()) else {
                     continue;
                 };
-                let connection = connection(stream, peer, app.clone(), limits.clone(), lifecycle.clone(), pass);
+                // Without it, Nagle's algorithm and delayed acknowledgements hold small chunks back for 40 ms.
+                let _ = stream.set_nodelay(true);
+                let (app, limits, tls) = (app.clone(), limits.clone(), tls.clone());
+                let connection = greeted(stream, tls, peer, app, limits, lifecycle.clone(), pass);
                 lifecycle.connections.spawn(connection);
             }
             Err(error) if is_about_one_connection(&error) => {}
@@ -141,21 +145,43 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(
+/// A connection from its first byte on; a TLS handshake has as long as a request's head.
+async fn greeted(
     stream: TcpStream,
+    tls: Option<Arc<Tls>>,
     peer: SocketAddr,
     app: Router,
     limits: Limits,
     lifecycle: Lifecycle,
     _pass: Pass,
 ) {
-    // Without it, Nagle's algorithm and delayed acknowledgements hold small chunks back for 40 ms.
-    let _ = stream.set_nodelay(true);
     let clock = Arc::new(Clock::new());
-    let io = TokioIo::new(TimedIo {
+    let io = TimedIo {
         inner: stream,
         clock: clock.clone(),
-    });
+    };
+    let Some(tls) = tls else {
+        return connection(io, clock, peer, app, limits, lifecycle).await;
+    };
+    let greeting = tokio::select! {
+        greeting = tls.acceptor().accept(io) => greeting,
+        () = clock.watch(&limits) => return,
+        () = lifecycle.drain.cancelled() => return,
+    };
+    if let Ok(io) = greeting {
+        connection(io, clock, peer, app, limits, lifecycle).await;
+    }
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    io: S,
+    clock: Arc<Clock>,
+    peer: SocketAddr,
+    app: Router,
+    limits: Limits,
+    lifecycle: Lifecycle,
+) {
+    let io = TokioIo::new(io);
     let service = hyper::service::service_fn({
         let clock = clock.clone();
         let time = limits.body;

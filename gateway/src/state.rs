@@ -9,12 +9,21 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::SqlitePool;
-use subtle::ConstantTimeEq as _;
 use wire::WorkerId;
 
 use crate::{
-    audit::recorder::Recorder, auth::keyring::Keyring, books::Books, config::Config, limits::Meters,
-    registry::resolver::Resolver, relay::upstream::Upstream, scheduler::Dispatcher, shutdown::Lifecycle,
+    audit::recorder::Recorder,
+    auth::{
+        jwt::Tokens,
+        keyring::{Keyring, is_same},
+    },
+    books::Books,
+    config::Config,
+    limits::Meters,
+    registry::resolver::Resolver,
+    relay::upstream::Upstream,
+    scheduler::Dispatcher,
+    shutdown::Lifecycle,
 };
 
 /// What one thread's handlers share: the hive, and this thread's own connections to workers.
@@ -36,6 +45,8 @@ pub struct Hive {
     pub db: SqlitePool,
     /// API keys.
     pub keyring: Keyring,
+    /// Tokens of an identity provider, if any are taken.
+    pub tokens: Option<Tokens>,
     /// What Prometheus reads.
     pub metrics: PrometheusHandle,
     /// What keys have used of their limits.
@@ -91,14 +102,13 @@ impl Credentials {
     /// Whether this is the credential of any worker.
     pub fn knows(&self, hmac: &str) -> bool {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.values()
-            .any(|stored| stored.as_bytes().ct_eq(hmac.as_bytes()).into())
+        held.values().any(|stored| is_same(stored.as_bytes(), hmac.as_bytes()))
     }
 
     /// Whether this is the worker's credential.
     pub fn fits(&self, id: &WorkerId, hmac: &str) -> bool {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.get(id.as_str())
-            .is_some_and(|stored| stored.as_bytes().ct_eq(hmac.as_bytes()).into())
+            .is_some_and(|stored| is_same(stored.as_bytes(), hmac.as_bytes()))
     }
 }

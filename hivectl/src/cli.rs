@@ -88,6 +88,9 @@ pub enum Command {
     /// Make, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Look at tokens of the identity provider
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Say how many requests and tokens each key has used
     Usage(Usage),
     /// Read, verify and anchor the record of what happened
@@ -427,6 +430,17 @@ pub enum KeysCommand {
     Revoke {
         /// Its public id: the eight characters after `hvk_`
         id: String,
+    },
+}
+
+/// `hivectl token …`.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Say what the gateway makes of a token, or of an API key, and why; read from stdin, never from the command line
+    Verify {
+        /// Read it from this file instead
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
     },
 }
 

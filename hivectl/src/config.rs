@@ -47,6 +47,10 @@ pub struct Config {
     pub data_listen: Option<SocketAddr>,
     /// Where the gateway's control plane shall listen (`[control] listen`, `HIVE_GATEWAY__CONTROL__LISTEN`).
     pub control_listen: Option<SocketAddr>,
+    /// The authority of gateways' certificates, in PEM, beside those the system knows (`ca` in the file).
+    pub authority: Option<PathBuf>,
+    /// The certificates of this state folder's own gateway, which are believed as they are (`tls_cert` in the file).
+    pub own_certificates: Vec<PathBuf>,
     /// The admin key, if the environment holds one (`HIVE_ADMIN_KEY`).
     pub admin_key: Option<SecretString>,
     /// The model to use when a command names none (`HIVE_MODEL`).
@@ -78,6 +82,7 @@ struct Table {
     data_url: Option<String>,
     model: Option<String>,
     ssh_config: Option<PathBuf>,
+    ca: Option<PathBuf>,
     download: Patience,
 }
 
@@ -94,6 +99,7 @@ struct File {
 #[serde(default)]
 struct Listen {
     listen: Option<SocketAddr>,
+    tls_cert: Option<PathBuf>,
 }
 
 impl Config {
@@ -111,6 +117,13 @@ impl Config {
     /// The file of the key that `up` made or the gateway wrote: `admin` or `inference`.
     pub fn key_file(&self, name: &str) -> PathBuf {
         self.home.join("keys").join(name)
+    }
+
+    /// The certificate by which a worker knows this gateway, if the system's authorities do not.
+    pub fn gateway_authority(&self) -> Option<&Path> {
+        self.authority
+            .as_deref()
+            .or(self.own_certificates.first().map(PathBuf::as_path))
     }
 
     /// The folder of the small files that say who runs.
@@ -163,6 +176,7 @@ impl Config {
             }),
             None => Ok(in_file),
         };
+        let own_certificates = own_certificates(path, control.tls_cert, server.tls_cert);
         let data_listen = listens("HIVE_GATEWAY__SERVER__LISTEN", server.listen)?;
         let control_listen = listens("HIVE_GATEWAY__CONTROL__LISTEN", control.listen)?;
 
@@ -215,6 +229,8 @@ impl Config {
             admin_key: secret("HIVE_ADMIN_KEY")?,
             model: about_this("HIVE_MODEL")?.or(file.model),
             ssh_config: file.ssh_config.map(|config| home.join(config)),
+            authority: file.ca.map(|ca| home.join(ca)),
+            own_certificates,
             cargo: path("CARGO"),
             data_listen,
             control_listen,
@@ -236,6 +252,19 @@ impl File {
             Err(error) => Err(Failure::task(format!("{} cannot be read", path.display()), remedy()).because(error)),
         }
     }
+}
+
+/// The certificates of this folder's gateway; one that systemd hands to it alone is not there for us.
+fn own_certificates(
+    path: impl Fn(&str) -> Option<PathBuf>,
+    control: Option<PathBuf>,
+    server: Option<PathBuf>,
+) -> Vec<PathBuf> {
+    let named = [
+        path("HIVE_GATEWAY__CONTROL__TLS_CERT").or(control),
+        path("HIVE_GATEWAY__SERVER__TLS_CERT").or(server),
+    ];
+    named.into_iter().flatten().filter(|path| path.is_absolute()).collect()
 }
 
 /// Scheme, host, port and path without `/v1` and without a slash at the end, so that paths can be appended.

@@ -16,7 +16,7 @@ use serde_json::Value;
 use wire::{
     Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, GatewayRun, JoinToken, KeyView, ModelDownload,
     ModelName, NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport,
-    SubjectRecords, UsageRow, WorkerId, WorkerView,
+    SubjectRecords, TokenVerdict, UsageRow, VerifyToken, WorkerId, WorkerView,
 };
 
 pub use self::answer::{Chat, Piece};
@@ -54,6 +54,7 @@ impl Gateway {
         let gateway = match (ours, named) {
             (Some(run), _) => Self::local(config, &run)?,
             (None, Some(url)) => Self::new(
+                config,
                 url.to_owned(),
                 config.data_url.clone(),
                 None,
@@ -92,6 +93,7 @@ impl Gateway {
         let admin_key = state::read_secret(&config.key_file("admin"))?;
         let inference_key = state::read_secret(&config.key_file("inference"))?;
         Self::new(
+            config,
             run.control_url.clone(),
             Some(run.data_url.clone()),
             admin_key,
@@ -100,6 +102,7 @@ impl Gateway {
     }
 
     fn new(
+        config: &Config,
         control_url: String,
         data_url: Option<String>,
         admin_key: Option<SecretString>,
@@ -109,6 +112,7 @@ impl Gateway {
             .no_proxy()
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())
+            .tls_certs_merge(authorities(config)?)
             .build()
             .map_err(|error| {
                 Failure::task("the HTTP client cannot be made", "check the system's TLS roots").because(error)
@@ -205,6 +209,13 @@ impl Gateway {
     /// Revokes an API key by its public id.
     pub async fn revoke_key(&self, id: &str) -> Result<(), Failure> {
         self.done(Method::DELETE, &format!("/keys/{}", segment(id)?)).await
+    }
+
+    /// What the gateway makes of a credential.
+    pub async fn verify_token(&self, token: &SecretString) -> Result<TokenVerdict, Failure> {
+        let token = token.expose_secret().to_owned();
+        self.control(Method::POST, "/tokens/verify", Some(&VerifyToken { token }))
+            .await
     }
 
     /// The latest requests, the newest first.
@@ -442,6 +453,25 @@ impl Gateway {
             .because(error)
         })
     }
+}
+
+/// Whose certificates are believed beside those of the system's authorities.
+fn authorities(config: &Config) -> Result<Vec<reqwest::Certificate>, Failure> {
+    let files = config.authority.iter().chain(&config.own_certificates);
+    let mut found = Vec::new();
+    for file in files {
+        let unusable = |why: String| {
+            let remedy = "correct `ca` under [hivectl], or `tls_cert`, in config.toml";
+            Failure::usage(format!("the certificate {} cannot be used", file.display()), remedy).because(why)
+        };
+        let text = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| unusable(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(unusable("it holds no certificate in PEM".to_owned()));
+        }
+        found.extend(certificates);
+    }
+    Ok(found)
 }
 
 /// An id from the command line as one segment of a path.

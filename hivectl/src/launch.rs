@@ -183,7 +183,7 @@ pub fn joining(
     state::write_secret(&token_file, token)?;
     let started = Running::spawn(
         program,
-        &arguments(spec, &token_file),
+        &arguments(spec, &token_file, config.gateway_authority()),
         state::worker_log(config, &spec.id),
     );
     let running = started.inspect_err(|_| drop(fs::remove_file(&token_file)))?;
@@ -252,7 +252,7 @@ pub async fn routed(
     .because(stuck))
 }
 
-fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
+fn arguments(spec: &WorkerSpec, token_file: &Path, authority: Option<&Path>) -> Vec<String> {
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let always = [
         ("--device", spec.device.clone()),
@@ -261,7 +261,9 @@ fn arguments(spec: &WorkerSpec, token_file: &Path) -> Vec<String> {
         ("--gateway", spec.gateway.clone()),
         ("--join-token-file", path(token_file)),
     ];
+    let authority = authority.filter(|_| spec.gateway.starts_with("https://"));
     let maybe = [
+        ("--gateway-ca", authority.map(path)),
         ("--model-path", spec.model_path.as_deref().map(path)),
         ("--slots", spec.slots.map(|slots| slots.to_string())),
         ("--threads", spec.threads.map(|threads| threads.to_string())),

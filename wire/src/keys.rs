@@ -180,6 +180,47 @@ impl KeyView {
     }
 }
 
+/// `POST /control/v1/tokens/verify`: a credential that somebody wants to know about.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyToken {
+    /// A token of the identity provider, or an API key.
+    pub token: String,
+}
+
+/// What the gateway makes of a credential.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TokenVerdict {
+    /// Whether a request with it would be let in, where its scopes suffice.
+    pub accepted: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Whether its signature is that of a key of the issuer; none for an API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<bool>,
+    /// What log, books and record call its holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What its holder may do.
+    #[serde(default)]
+    pub scopes: Vec<Scope>,
+    /// The models its holder may call; empty: all.
+    #[serde(default)]
+    pub models: Vec<ModelName>,
+    /// When it is good no longer, in Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<i64>,
+    /// What a token's header says; proven only if it is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub header: Option<serde_json::Value>,
+    /// What a token claims; proven only if it is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub claims: Option<serde_json::Value>,
+}
+
 /// Tokens and requests of one key with one model on one day, as `GET /control/v1/usage` lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsageRow {

@@ -116,6 +116,9 @@ pub struct MembershipConfig {
     /// The gateway's control plane, such as `http://127.0.0.1:7412`; without one it serves alone.
     #[arg(long, value_name = "URL", env = "HIVE_WORKER__MEMBERSHIP__GATEWAY")]
     pub gateway: Option<String>,
+    /// File with the certificate of the gateway's authority, in PEM, beside those the system knows.
+    #[arg(long, value_name = "FILE", env = "HIVE_WORKER__MEMBERSHIP__GATEWAY_CA")]
+    pub gateway_ca: Option<PathBuf>,
     /// File with the join token; removed once it has been used.
     #[arg(long, value_name = "FILE", env = "HIVE_WORKER__MEMBERSHIP__JOIN_TOKEN_FILE")]
     pub join_token_file: Option<PathBuf>,

@@ -40,7 +40,7 @@ pub async fn live(config: &Config, worker: &Arc<Worker>) -> Result<(), Error> {
     let (ends, mut gateway_says) = mpsc::channel(1);
     let mut tie = None;
     if let Some(url) = &config.membership.gateway {
-        let control = Arc::new(Control::new(url)?);
+        let control = Arc::new(Control::new(url, config.membership.gateway_ca.as_deref())?);
         let registered = tokio::select! {
             registered = joining(config, worker, &control) => registered?,
             _ = signals.next() => return Ok(()),

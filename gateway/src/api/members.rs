@@ -17,7 +17,7 @@ use wire::{
 use super::body;
 use crate::{
     audit::record::{self as recorded, Kind, Object},
-    auth::{api_key, caller::Bearer},
+    auth::{api_key, caller::Worker},
     db::{self, workers::Admission},
     error::ApiError,
     registry::{
@@ -43,7 +43,7 @@ const MOST_SLOTS: u32 = 1024;
 pub async fn register(
     State(state): State<AppState>,
     Extension(Peer(peer)): Extension<Peer>,
-    Bearer(bearer): Bearer,
+    Worker(bearer): Worker,
     body: Body,
 ) -> Result<Json<Registered>, ApiError> {
     let hmac = state.keyring.hmac(&bearer);
@@ -171,7 +171,7 @@ async fn token(state: &AppState, hmac: &str) -> Result<Option<String>, ApiError>
 pub async fn heartbeat(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    Bearer(bearer): Bearer,
+    Worker(bearer): Worker,
     body: Body,
 ) -> Result<Json<HeartbeatReply>, ApiError> {
     let (id, beat) = member(&state, &id, &bearer, body, |beat: &Heartbeat| beat.epoch).await?;
@@ -201,7 +201,7 @@ pub async fn heartbeat(
 pub async fn leave(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    Bearer(bearer): Bearer,
+    Worker(bearer): Worker,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let (id, leave) = member(&state, &id, &bearer, body, |leave: &Leave| leave.epoch).await?;

@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod models;
 pub mod requests;
 pub mod schema;
+pub mod tokens;
 pub mod usage;
 pub mod workers;

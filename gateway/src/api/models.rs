@@ -146,12 +146,20 @@ pub async fn list(State(state): State<AppState>, Reader(reader): Reader) -> Json
     responses(
         (status = 200, description = "The model", body = Model),
         (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
+        (status = 403, description = "The key lacks the scope, or is not for this model", body = wire::ErrorEnvelope),
         (status = 404, description = "The model is not known", body = wire::ErrorEnvelope),
         (status = 503, description = "No worker serves it now", body = wire::ErrorEnvelope),
     ))]
-pub async fn show(State(state): State<AppState>, _: Reader, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub async fn show(
+    State(state): State<AppState>,
+    Reader(reader): Reader,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, ApiError> {
     let unknown = || ApiError::ModelNotFound(super::inference::printable(&id));
     let name: ModelName = id.parse().map_err(|_| unknown())?;
+    if !reader.may_call(&name) {
+        return Err(ApiError::ModelNotAllowed(name.to_string()));
+    }
     let view = state.dispatcher.model(&name).ok_or_else(unknown)?;
     match (view.workers_ready, view.workers_loading) {
         (0, 0) => Err(ApiError::NoSlot(NoSlot::NoWorker, id)),

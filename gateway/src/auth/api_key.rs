@@ -87,6 +87,23 @@ mod tests {
     }
 
     #[test]
+    fn a_million_malformed_keys_are_told_by_their_text_alone() {
+        let key = generate();
+        let mut malformed = 0;
+        for number in 0..1_000_000 {
+            let mut bytes = key.clone().into_bytes();
+            let place = number % bytes.len();
+            match number % 3 {
+                0 => bytes[place] = if bytes[place] == b'x' { b'y' } else { b'x' },
+                1 => bytes.truncate(place),
+                _ => bytes.extend(number.to_string().bytes()),
+            }
+            malformed += usize::from(public_id(std::str::from_utf8(&bytes).unwrap()).is_none());
+        }
+        assert_eq!(malformed, 1_000_000);
+    }
+
+    #[test]
     fn the_checksum_is_crc_32() {
         // CRC-32("123456789") = 0xCBF43926, the check value of the catalogue of CRCs.
         assert_eq!(checksum("123456789"), {

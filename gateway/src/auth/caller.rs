@@ -6,9 +6,9 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, request::Parts},
 };
-use wire::Scope;
+use wire::{KeyView, Scope};
 
-use super::keyring::Identity;
+use super::{jwt, keyring::Identity};
 use crate::{error::ApiError, metrics, state::AppState};
 
 /// Extractors that let in whoever has a scope.
@@ -21,7 +21,7 @@ macro_rules! locks {
         impl FromRequestParts<AppState> for $name {
             type Rejection = ApiError;
             async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-                authorise(parts, state, Scope::$scope).map(Self)
+                authorise(parts, state, Scope::$scope).await.map(Self)
             }
         }
     )*};
@@ -44,21 +44,34 @@ locks! {
 
 /// One who shows some bearer token that is not an API key: a worker that joins or is a member already.
 #[derive(Debug, Clone)]
-pub struct Bearer(pub String);
+pub struct Worker(pub String);
 
-impl FromRequestParts<AppState> for Bearer {
+impl FromRequestParts<AppState> for Worker {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
         credential(&parts.headers).map(Self)
     }
 }
 
-fn authorise(parts: &mut Parts, state: &AppState, needed: Scope) -> Result<Identity, ApiError> {
-    let identity = identify(parts, state).inspect_err(|_| metrics::refused_login())?;
+/// Who calls, if they may do this; the router asks first, and each handler's lock finds whom it let in.
+pub async fn authorise(parts: &mut Parts, state: &AppState, needed: Scope) -> Result<Identity, ApiError> {
+    if let Some(identity) = parts
+        .extensions
+        .get::<Identity>()
+        .filter(|identity| identity.allows(needed))
+    {
+        return Ok(identity.clone());
+    }
+    let found = match credential(&parts.headers) {
+        Ok(credential) => recognise(&credential, state).await,
+        Err(error) => Err(error),
+    };
+    let identity = found.inspect_err(|_| metrics::refused_login())?;
     if let Some(log) = parts.extensions.get::<crate::telemetry::AccessLog>() {
         log.key(&identity.id);
     }
     if identity.allows(needed) {
+        parts.extensions.insert(identity.clone());
         Ok(identity)
     } else {
         metrics::refused_login();
@@ -66,11 +79,40 @@ fn authorise(parts: &mut Parts, state: &AppState, needed: Scope) -> Result<Ident
     }
 }
 
-fn identify(parts: &Parts, state: &AppState) -> Result<Identity, ApiError> {
-    let key = credential(&parts.headers)?;
-    state.keyring.identify(&key, crate::now_ms()).ok_or(ApiError::Unauthenticated(
+/// Whose credential this is: a key of ours, or a token of the identity provider if any are taken.
+pub async fn recognise(credential: &str, state: &AppState) -> Result<Identity, ApiError> {
+    if let Some(tokens) = state.tokens.as_ref().filter(|_| jwt::is_token(credential)) {
+        return holder(credential, tokens, state).await;
+    }
+    let identity = state.keyring.identify(credential, crate::now_ms());
+    identity.ok_or(ApiError::Unauthenticated(
         "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked, or expired.",
     ))
+}
+
+/// The holder of a good token, in the terms of a key. Its id is the pseudonym that the record knows the person by: log
+/// and books hold no more, and whoever is erased from the record is erased from them.
+async fn holder(token: &str, tokens: &jwt::Tokens, state: &AppState) -> Result<Identity, ApiError> {
+    let holder = tokens.verify(token).await.map_err(ApiError::TokenRefused)?;
+    let pseudonym = match state.audit.subjects() {
+        Some(subjects) => subjects.pseudonym(&holder.subject).await?,
+        None => state.keyring.hmac(&format!("token of {}", holder.subject)),
+    };
+    let id = format!("jwt_{}", &pseudonym[..16]);
+    Ok(Identity::of(KeyView {
+        family: id.clone(),
+        id,
+        name: "token".into(),
+        scopes: holder.scopes,
+        owner: Some(holder.subject),
+        models: holder.models,
+        limits: tokens.limits(),
+        trusted: false,
+        created_at_ms: 0,
+        expires_at_ms: Some(holder.expires_at_ms),
+        last_used_at_ms: None,
+        revoked_at_ms: None,
+    }))
 }
 
 /// The one credential of a request, from `Authorization: Bearer` or `x-api-key`.

@@ -65,14 +65,16 @@ pub async fn find(db: &SqlitePool, id: &str) -> Result<Option<RequestView>, DbEr
     row.as_ref().map(view).transpose()
 }
 
-/// What each family of keys has used on that day (UTC, in days since 1970) and in all.
+/// What each family of keys has used on that day (UTC, in days since 1970) and in all; holders of tokens, who are no
+/// keys of ours, on that day alone.
 pub async fn used(db: &SqlitePool, day: i64) -> Result<HashMap<String, Used>, DbError> {
     let rows = sqlx::query(
-        "SELECT k.family AS family, \
+        "SELECT COALESCE(k.family, r.key_id) AS family, \
                 SUM(COALESCE(r.prompt_tokens, 0) + COALESCE(r.completion_tokens, 0)) AS tokens, \
                 SUM(CASE WHEN r.started_at_ms >= $1 \
                     THEN COALESCE(r.prompt_tokens, 0) + COALESCE(r.completion_tokens, 0) ELSE 0 END) AS that_day \
-         FROM requests r JOIN keys k ON k.id = r.key_id GROUP BY k.family",
+         FROM requests r LEFT JOIN keys k ON k.id = r.key_id \
+         WHERE k.id IS NOT NULL OR r.started_at_ms >= $1 GROUP BY COALESCE(k.family, r.key_id)",
     )
     .bind(day * DAY_MS)
     .fetch_all(db)

@@ -192,6 +192,18 @@ impl Meter {
         }
     }
 
+    /// Whether a new meter would count the same from now on.
+    pub fn is_at_rest(&self, now: Moment) -> bool {
+        let is_full = |bucket: &Option<Bucket>| {
+            bucket
+                .as_ref()
+                .is_none_or(|bucket| bucket.left(now.instant) == bucket.most)
+        };
+        let counts_today = self.limits.tokens_per_day.is_some() && self.day >= now.day && self.tokens_today > 0;
+        let is_idle = self.running == 0 && !counts_today && self.limits.token_budget.is_none();
+        is_idle && is_full(&self.requests) && is_full(&self.tokens)
+    }
+
     /// How the key stands now.
     pub fn standing(&self, now: Moment) -> Standing {
         let share = |bucket: &Bucket| Share {

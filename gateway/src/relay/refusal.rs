@@ -125,7 +125,7 @@ pub fn mend(body: &[u8]) -> Option<ErrorBody> {
     let Ok(json) = serde_json::from_slice::<Value>(body) else {
         let text = std::str::from_utf8(body).ok()?.trim();
         let plain = !text.is_empty() && !text.starts_with('<') && text.chars().count() <= LONGEST;
-        return plain.then(|| no_message(printable(text)));
+        return plain.then(|| no_message(legible(text)));
     };
     mend_json(&json, "invalid_request_error")
 }
@@ -133,13 +133,13 @@ pub fn mend(body: &[u8]) -> Option<ErrorBody> {
 /// An error in any shape of JSON; `kind` is its type if it names none.
 pub fn mend_json(json: &Value, kind: &str) -> Option<ErrorBody> {
     let error = json.get("error").filter(|error| !error.is_null()).unwrap_or(json);
-    let text = |key: &str| error.get(key).and_then(Value::as_str).map(printable);
+    let text = |key: &str| error.get(key).and_then(Value::as_str).map(legible);
     let listed = || {
         let list = error.get("detail")?.as_array()?;
         let messages: Vec<_> = list.iter().filter_map(|item| item.get("msg")?.as_str()).collect();
-        (!messages.is_empty()).then(|| printable(&messages.join("; ")))
+        (!messages.is_empty()).then(|| legible(&messages.join("; ")))
     };
-    let message = error.as_str().map(printable);
+    let message = error.as_str().map(legible);
     let message = message
         .or_else(|| text("message"))
         .or_else(|| text("detail"))
@@ -152,7 +152,7 @@ pub fn mend_json(json: &Value, kind: &str) -> Option<ErrorBody> {
     })
 }
 
-fn printable(text: &str) -> String {
+fn legible(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }
 

@@ -155,7 +155,7 @@ fn state(key: &KeyView) -> String {
 }
 
 /// A Unix time in milliseconds as a person reads it (RFC 3339, UTC, to the second).
-fn date(ms: i64) -> String {
+pub fn date(ms: i64) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or_default());
     humantime::format_rfc3339_seconds(time).to_string()
 }

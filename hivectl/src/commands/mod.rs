@@ -11,6 +11,7 @@ pub mod remote_exec;
 pub mod status;
 pub mod supervise;
 pub mod there;
+pub mod token;
 pub mod up;
 pub mod usage;
 pub mod worker;
@@ -71,6 +72,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
+        Command::Token(command) => interruptible(token::run(command, config, output)).await,
         Command::Audit(command) => audit::run(command, config, output, &mut signals()?).await,
         Command::Usage(args) => interruptible(usage::run(&args, config, output)).await,
     }
@@ -80,7 +82,12 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
 fn speaks_to_a_gateway(command: &Command) -> bool {
     matches!(
         command,
-        Command::Jobs(_) | Command::Chat(_) | Command::Keys(_) | Command::Usage(_) | Command::Worker { .. }
+        Command::Jobs(_)
+            | Command::Chat(_)
+            | Command::Keys(_)
+            | Command::Token(_)
+            | Command::Usage(_)
+            | Command::Worker { .. }
     )
 }
 

@@ -1,8 +1,8 @@
 //! The worker's three calls to the gateway's control plane: register, heartbeat, leave. It decides nothing.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use reqwest::{Client, Response, redirect};
+use reqwest::{Certificate, Client, Response, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use wire::{ErrorEnvelope, Heartbeat, HeartbeatReply, Leave, Registered, Registration};
@@ -52,11 +52,14 @@ impl ControlError {
 }
 
 impl Control {
-    /// The control plane at `url`. Neither redirects nor a proxy of the environment are followed.
-    pub fn new(url: &str) -> Result<Self, Error> {
+    /// The control plane at `url`, by a certificate of that authority or of one the system knows. Neither redirects nor a
+    /// proxy of the environment are followed.
+    pub fn new(url: &str, authority: Option<&Path>) -> Result<Self, Error> {
+        let authorities = authority.map(certificates).transpose()?.unwrap_or_default();
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
+            .tls_certs_merge(authorities)
             .connect_timeout(Duration::from_secs(3))
             .timeout(Duration::from_secs(10))
             .build()
@@ -142,6 +145,16 @@ impl Control {
         let message = envelope.map_or_else(|_| format!("status {status}"), |envelope| envelope.error.message);
         Err(ControlError::Refused { status, message })
     }
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate>, Error> {
+    let fault = |what: String| Error::Usage(format!("--gateway-ca {}: {what}", path.display()));
+    let text = std::fs::read(path).map_err(|error| fault(format!("cannot be read: {error}")))?;
+    let found = Certificate::from_pem_bundle(&text).map_err(|error| fault(error.to_string()))?;
+    if found.is_empty() {
+        return Err(fault("holds no certificate in PEM".to_owned()));
+    }
+    Ok(found)
 }
 
 /// The machine's name, for people.
