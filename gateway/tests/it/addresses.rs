@@ -1,8 +1,8 @@
 //! Where the gateway never connects, in every spelling of the place.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, process::Command};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{client::Reply, harness::Hive, script::Script, server::Server, worker::registration};
 
@@ -149,4 +149,36 @@ async fn a_redirect_leads_nowhere() {
         .json(&json!({"url": lure.url()}));
     Reply::to(attach).await.refused(502, "worker_failed").await;
     assert_eq!((lure.connections(), target.connections()), (1, 0));
+}
+
+/// In a network of its own, where somebody listens at these places.
+#[cfg(target_os = "linux")]
+#[test]
+fn nobody_is_called_at_a_forbidden_address_even_where_it_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/forbidden.py");
+    let ended = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "python3", script])
+        .arg(env!("CARGO_BIN_EXE_hive-gateway"))
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{said}");
+    let found: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert!(
+        found["tried"].as_u64() >= Some(30) && found["reachable"] == 7,
+        "{found}"
+    );
+    assert_eq!(
+        (&found["taken"], &found["connects"]),
+        (&json!([]), &json!([])),
+        "{found}"
+    );
+    // A redirect is no model list; a name keeps the address it was attached with.
+    assert_eq!(
+        (&found["lured"], &found["shifted"]),
+        (&json!(502), &json!(201)),
+        "{found}"
+    );
 }

@@ -172,6 +172,32 @@ impl Hive {
         signal::kill(Pid::from_raw(i32::try_from(self.program.child.id()).unwrap()), signal).unwrap();
     }
 
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.program.child.id()
+    }
+
+    /// A file of the process in `/proc`.
+    pub fn proc(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{file}", self.pid()))
+    }
+
+    /// How often the threads that ask the database have gone to sleep: once at least for every statement.
+    pub fn database_wakes(&self) -> u64 {
+        let threads = std::fs::read_dir(self.proc("task")).unwrap().flatten();
+        let read =
+            |thread: &std::fs::DirEntry, file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        let databases = threads.filter(|thread| read(thread, "comm").starts_with("sqlx"));
+        let wakes = databases.map(|thread| {
+            let status = read(&thread, "status");
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        });
+        wakes.sum()
+    }
+
     /// Ends the process as a crash would.
     pub fn kill(&mut self) {
         self.program.child.kill().unwrap();
@@ -311,5 +337,5 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 fn address(url: &str) -> &str {
-    url.strip_prefix("http://").unwrap()
+    url.split_once("://").unwrap().1
 }

@@ -5,7 +5,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use gateway::auth::api_key;
 use serde_json::json;
 
-use crate::{client::Reply, harness::Hive, script::Script};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{
+    client::Reply,
+    harness::{Hive, eventually, soon},
+    script::Script,
+};
 
 #[tokio::test]
 async fn without_a_good_key_nobody_gets_in() {
@@ -260,7 +266,7 @@ async fn a_key_expires_and_its_terms_must_make_sense() {
         .json()
         .await;
     let expires = made["expires_at_ms"].as_i64().unwrap();
-    crate::harness::eventually("its second is over", async || {
+    eventually("its second is over", async || {
         (gateway::now_ms() > expires).then_some(())
     })
     .await;
@@ -360,4 +366,61 @@ async fn what_runs_with_a_key_ends_when_it_is_revoked() {
         "{events:?}"
     );
     hive.until_in_flight("a", 1).await;
+}
+
+#[tokio::test]
+async fn malformed_keys_reach_no_database() {
+    const AT_ONCE: usize = 100;
+    let hive = Hive::with(&[("log.filter", "error")]).await;
+    let look = async || {
+        Reply::to(hive.on_control("GET", "/control/v1/requests"))
+            .await
+            .json()
+            .await;
+    };
+    look().await;
+    let before = at_rest(&hive).await;
+    look().await;
+    let asked = at_rest(&hive).await;
+    assert!(asked > before, "a list of requests is read from the database");
+    let mut stream = hive.connect().await;
+    let host = hive.data_address();
+    for round in 0..200 {
+        let requests: String = (0..AT_ONCE)
+            .map(|number| {
+                let key = match number % 4 {
+                    0 => api_key::generate().replace("hvk_", "hvk-"),
+                    1 => format!("{}x", api_key::generate()),
+                    2 => format!("' OR 1=1 -- {round} {number}"),
+                    // Well-formed and nobody's: that is told from memory.
+                    _ => api_key::generate(),
+                };
+                format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nx-api-key: {key}\r\n\r\n")
+            })
+            .collect();
+        stream.write_all(requests.as_bytes()).await.unwrap();
+        let (mut refused, mut text) = (0, Vec::new());
+        while refused < AT_ONCE {
+            soon("an answer", stream.read_buf(&mut text)).await.unwrap();
+            let said = String::from_utf8_lossy(&text);
+            refused = said.matches("HTTP/1.1 401").count();
+            assert_eq!(refused, said.matches("HTTP/1.1").count(), "{said}");
+        }
+    }
+    assert_eq!(at_rest(&hive).await, asked);
+}
+
+/// How often the database was woken, once it has gone back to sleep.
+async fn at_rest(hive: &Hive) -> u64 {
+    let mut seen = (0, 0);
+    eventually("the database rests", async || {
+        let wakes = hive.database_wakes();
+        seen = if wakes == seen.0 {
+            (wakes, seen.1 + 1)
+        } else {
+            (wakes, 0)
+        };
+        (seen.1 == 10).then_some(wakes)
+    })
+    .await
 }

@@ -8,10 +8,12 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod certificate;
 mod client;
 #[path = "../../../bench/audit/crashes.rs"]
 mod crashes;
 mod harness;
+mod issuer;
 mod script;
 mod server;
 mod shapes;
@@ -25,9 +27,12 @@ mod cancel;
 mod completions;
 mod connections;
 mod deploy;
+mod doors;
 mod embeddings;
 mod errors;
+mod garbage;
 mod joining;
+mod jwt;
 mod keys;
 mod limits;
 mod log;
@@ -41,6 +46,7 @@ mod queue;
 mod restart;
 mod retry;
 mod routes;
+mod secrets;
 mod silence;
 mod starting;
 mod stopping;
@@ -48,3 +54,4 @@ mod storage;
 mod strays;
 mod streaming;
 mod tidy;
+mod tls;

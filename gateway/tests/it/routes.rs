@@ -1,74 +1,8 @@
-//! Every route of both planes, walked as a stranger; and what browsers and gluing clients need of them.
+//! What browsers and gluing clients need of the routes.
 
 use serde_json::{Value, json};
 
 use crate::{client::Reply, harness::Hive, script::Script};
-
-/// Routes that anyone may call; everything else wants a key.
-const OPEN: [&str; 5] = ["/healthz", "/health", "/readyz", "/openapi.json", "/docs/"];
-/// Routes that the documents do not name.
-const UNLISTED: [(&str, &str); 5] = [
-    ("get", "/health"),
-    ("get", "/openapi.json"),
-    ("get", "/docs/"),
-    ("get", "/v1/models/a/b"),
-    ("head", "/v1/models"),
-];
-
-async fn routes(hive: &Hive, plane: &str) -> Vec<(String, String)> {
-    let document = Reply::to(hive.http.get(format!("{plane}/openapi.json")))
-        .await
-        .json()
-        .await;
-    let mut routes = Vec::new();
-    for (path, methods) in document["paths"].as_object().unwrap() {
-        for method in methods.as_object().unwrap().keys() {
-            routes.push((method.to_uppercase(), path.replace("{id}", "some-id")));
-        }
-    }
-    routes.extend(UNLISTED.map(|(method, path)| (method.to_uppercase(), path.to_owned())));
-    routes
-}
-
-#[tokio::test]
-async fn a_stranger_gets_nothing_but_probes_and_docs() {
-    let hive = Hive::start().await;
-    let (_, reader) = hive.key(&["models:read"]).await;
-    for plane in [&hive.data, &hive.control] {
-        let routes = routes(&hive, plane).await;
-        assert!(routes.len() >= 9, "{routes:?}");
-        for (method, path) in routes {
-            let request = hive.http.request(method.parse().unwrap(), format!("{plane}{path}"));
-            let status = Reply::to(request.try_clone().unwrap()).await.status;
-            let expected = if OPEN.contains(&path.as_str()) {
-                200
-            } else if plane == &hive.control && path.starts_with("/v1/") {
-                404
-            } else {
-                401
-            };
-            assert_eq!(status, expected, "{method} {plane}{path} without a key");
-            if expected == 401 {
-                let status = Reply::to(request.try_clone().unwrap().bearer_auth("hvk_junk"))
-                    .await
-                    .status;
-                assert_eq!(status, 401, "{method} {path} with a bad key");
-                let status = Reply::to(request.bearer_auth(&reader)).await.status;
-                let listing = path.starts_with("/v1/models");
-                // A worker's own credential is no API key, so there any key is a bad one.
-                let member = ["/register", "/heartbeat", "/leave"]
-                    .iter()
-                    .any(|end| path.ends_with(end));
-                let good = match (listing, member) {
-                    (true, _) => status == 200 || status == 404,
-                    (_, true) => status == 401,
-                    _ => status == 403,
-                };
-                assert!(good, "{method} {path} with a key of another scope: {status}");
-            }
-        }
-    }
-}
 
 #[tokio::test]
 async fn probes_need_no_key_and_tell_the_version_and_whether_there_is_a_record() {

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::harness::{Hive, Program, new_home};
 
 /// Starts on this home and expects an end with this code; what was said on standard error.
-async fn fails(home: &TempDir, flags: &[&str], settings: &[(&str, &str)], code: i32) -> String {
+pub async fn fails(home: &TempDir, flags: &[&str], settings: &[(&str, &str)], code: i32) -> String {
     let mut program = Program::start(home.path(), flags, settings);
     let status = program.exit().await;
     let said = program.log();
@@ -15,7 +15,7 @@ async fn fails(home: &TempDir, flags: &[&str], settings: &[(&str, &str)], code: 
     said
 }
 
-const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0"];
+pub const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0"];
 
 #[tokio::test]
 async fn a_taken_port_names_the_flag_that_chooses_another() {

@@ -8,6 +8,8 @@
 mod attach;
 mod audit;
 mod build;
+#[path = "../../../gateway/tests/it/certificate.rs"]
+mod certificate;
 mod chat;
 mod down;
 mod fake_hub;
@@ -19,6 +21,7 @@ mod real;
 #[cfg(feature = "system-tests")]
 mod ssh;
 mod supervisor;
+mod token;
 mod up;
 mod usage;
 mod worker;
