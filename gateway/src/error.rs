@@ -76,6 +76,8 @@ pub enum ApiError {
     Upstream(StatusCode, ErrorBody),
     /// All attempts to have a worker answer failed.
     WorkerFailed(String),
+    /// Workers died with this request, one after the other; it is not given to another.
+    Poison(String),
     /// The client's own deadline passed.
     DeadlineExceeded,
     /// An operator cancelled the request.
@@ -129,7 +131,9 @@ impl ApiError {
             | Self::WrongHost { .. }
             | Self::AnswerTooLarge(_)
             | Self::Upstream(..) => StatusCode::BAD_REQUEST,
-            Self::WorkerFailed(_) | Self::WorkerLost | Self::NotAttachable(_) => StatusCode::BAD_GATEWAY,
+            Self::WorkerFailed(_) | Self::Poison(_) | Self::WorkerLost | Self::NotAttachable(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::WorkerStalled(_) | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -138,9 +142,11 @@ impl ApiError {
     /// OpenAI's class of error.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::WorkerLost | Self::WorkerStalled(_) | Self::WorkerFailed(_) | Self::NotAttachable(_) => {
-                "upstream_error"
-            }
+            Self::WorkerLost
+            | Self::WorkerStalled(_)
+            | Self::WorkerFailed(_)
+            | Self::Poison(_)
+            | Self::NotAttachable(_) => "upstream_error",
             // OpenAI names the unit in which too much was asked.
             Self::Limited(refusal) => match refusal.limit {
                 Limit::TokenBudget => "insufficient_quota",
@@ -174,10 +180,10 @@ impl ApiError {
             Self::WorkerExists(_) => "worker_exists",
             Self::NoSlot(NoSlot::NoWorker, _) => "no_worker",
             Self::NoSlot(NoSlot::Loading, _) => "loading",
-            Self::NoSlot(NoSlot::QueueFull, _) => "queue_full",
-            Self::NoSlot(NoSlot::QueueTimeout, _) => "queue_timeout",
+            Self::NoSlot(NoSlot::QueueFull { .. }, _) => "queue_full",
+            Self::NoSlot(NoSlot::QueueTimeout { .. }, _) => "queue_timeout",
             Self::Upstream(_, body) => body.code.as_deref().unwrap_or("invalid_request"),
-            Self::WorkerFailed(_) | Self::NotAttachable(_) => "worker_failed",
+            Self::WorkerFailed(_) | Self::Poison(_) | Self::NotAttachable(_) => "worker_failed",
             Self::WorkerLost => "worker_lost",
             Self::WorkerStalled(_) => "worker_stalled",
             Self::DeadlineExceeded => "deadline_exceeded",
@@ -236,11 +242,19 @@ impl ApiError {
             Self::NoSlot(NoSlot::Loading, model) => {
                 format!("`{model}` is still being loaded. Try again in a few seconds.")
             }
-            Self::NoSlot(NoSlot::QueueFull, model) => {
-                format!("All slots and queue places for `{model}` are taken. Try again in a few seconds.")
+            Self::NoSlot(NoSlot::QueueFull { wait }, model) => {
+                let when = within(*wait);
+                format!("All slots and queue places for `{model}` are taken. Try again in {when}.")
             }
-            Self::NoSlot(NoSlot::QueueTimeout, model) => format!("No slot for `{model}` came free in time. Try again."),
+            Self::NoSlot(NoSlot::QueueTimeout { wait }, model) => {
+                let when = within(*wait);
+                format!("No slot for `{model}` came free in time. Try again in {when}.")
+            }
             Self::Upstream(_, body) => body.message.clone(),
+            Self::Poison(_) => {
+                "Two workers died while they had this request, so no third one gets it. Change the request, or ask the operator to look at the workers' logs."
+                    .into()
+            }
             Self::WorkerFailed(_) => "The worker could not answer this request. Try again.".into(),
             Self::WorkerLost => "The worker was lost in the middle of the answer. Send the request again.".into(),
             Self::WorkerStalled(limit) => {
@@ -297,12 +311,12 @@ impl ApiError {
         match self {
             Self::NoSlot(NoSlot::UnknownModel, _) => None,
             Self::NoSlot(NoSlot::Loading | NoSlot::NoWorker, _) => Some(3),
+            Self::NoSlot(NoSlot::QueueFull { wait: Some(wait) } | NoSlot::QueueTimeout { wait: Some(wait) }, _) => {
+                u8::try_from(rounded_up(*wait).clamp(1, 60)).ok()
+            }
             Self::NoSlot(..) | Self::ShuttingDown => Some(2),
             Self::Storage(_) | Self::AuditUnavailable(_) => Some(5),
-            Self::Limited(Refusal { retry_after, .. }) => {
-                let rounded_up = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-                u8::try_from(rounded_up).ok()
-            }
+            Self::Limited(Refusal { retry_after, .. }) => u8::try_from(rounded_up(*retry_after)).ok(),
             _ => None,
         }
     }
@@ -310,7 +324,7 @@ impl ApiError {
     /// Whether the same request would fare no better in a minute.
     fn is_final(&self) -> bool {
         match self {
-            Self::Cancelled | Self::DeadlineExceeded => true,
+            Self::Cancelled | Self::DeadlineExceeded | Self::Poison(_) => true,
             Self::Limited(refusal) => matches!(refusal.limit, Limit::TokenBudget | Limit::TokensPerDay),
             _ => false,
         }
@@ -319,7 +333,7 @@ impl ApiError {
     /// The cause chain for the log; nothing of it reaches the caller.
     fn cause(&self) -> Option<String> {
         match self {
-            Self::WorkerFailed(cause) | Self::Internal(cause) => Some(cause.clone()),
+            Self::WorkerFailed(cause) | Self::Poison(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::TokenRefused(why) => Some(format!("the token: {why}")),
             Self::Storage(error) => Some(chain(error)),
             Self::AuditUnavailable(error) => Some(error.to_string()),
@@ -337,6 +351,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     line
+}
+
+fn rounded_up(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+/// A wait as a person reads it.
+fn within(wait: Option<Duration>) -> String {
+    wait.map_or_else(
+        || "a few seconds".to_owned(),
+        |wait| format!("about {} s", rounded_up(wait)),
+    )
 }
 
 /// Which limit was met, and what is left of it.
@@ -430,8 +456,13 @@ mod tests {
         for slot in [
             NoSlot::NoWorker,
             NoSlot::Loading,
-            NoSlot::QueueFull,
-            NoSlot::QueueTimeout,
+            NoSlot::QueueFull { wait: None },
+            NoSlot::QueueTimeout {
+                wait: Some(Duration::from_millis(1)),
+            },
+            NoSlot::QueueTimeout {
+                wait: Some(Duration::from_secs(3600)),
+            },
         ] {
             let response = ApiError::NoSlot(slot, "m".into()).into_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

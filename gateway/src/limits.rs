@@ -145,6 +145,8 @@ mod tests {
             models: Vec::new(),
             limits,
             trusted: false,
+            priority: wire::Priority::default(),
+            labels: wire::Labels::new(),
             family: "a".into(),
             created_at_ms: 0,
             expires_at_ms: None,

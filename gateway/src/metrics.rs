@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use wire::{RequestState, RequestView, WorkerState};
+use wire::{Reason, RequestState, RequestView, WorkerState};
 
-use crate::{limits::Limit, state::Hive};
+use crate::{limits::Limit, scheduler::NoSlot, state::Hive};
 
 const REQUESTS: &str = "hive_requests_total";
 const TOKENS: &str = "hive_tokens_total";
@@ -17,6 +17,10 @@ const PER_TOKEN: &str = "hive_time_per_output_token_seconds";
 const DURATION: &str = "hive_request_duration_seconds";
 const QUEUED: &str = "hive_queue_wait_seconds";
 const RETRIES: &str = "hive_retries_total";
+const NOT_RETRIED: &str = "hive_retries_refused_total";
+const DISPATCHED: &str = "hive_dispatched_total";
+const NOT_SERVED: &str = "hive_not_served_total";
+const EJECTIONS: &str = "hive_ejections_total";
 const FAILURES: &str = "hive_worker_failures_total";
 const REFUSED_LOGINS: &str = "hive_authentication_failures_total";
 const LIMITED: &str = "hive_limited_total";
@@ -31,7 +35,7 @@ const AUDIT_SIGNED: &str = "hive_audit_signed_records";
 const UNANCHORED: &str = "hive_audit_unanchored_seconds";
 
 /// Every metric there is.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 23] = [
     REQUESTS,
     TOKENS,
     TTFT,
@@ -39,6 +43,10 @@ pub const NAMES: [&str; 19] = [
     DURATION,
     QUEUED,
     RETRIES,
+    NOT_RETRIED,
+    DISPATCHED,
+    NOT_SERVED,
+    EJECTIONS,
     FAILURES,
     REFUSED_LOGINS,
     LIMITED,
@@ -77,6 +85,13 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(DURATION, Unit::Seconds, "From admission to the end");
     describe_histogram!(QUEUED, Unit::Seconds, "From admission to a slot");
     describe_counter!(RETRIES, "Requests given to another worker before the first token");
+    describe_counter!(
+        NOT_RETRIED,
+        "Requests not given to another worker because too many were lately"
+    );
+    describe_counter!(DISPATCHED, "Requests given to a worker, by why it was that one");
+    describe_counter!(NOT_SERVED, "Requests that got no slot, by why");
+    describe_counter!(EJECTIONS, "Workers set aside because they failed too often");
     describe_counter!(FAILURES, "Failures of workers while they had a request");
     describe_counter!(
         REFUSED_LOGINS,
@@ -114,6 +129,7 @@ pub fn render(hive: &Hive) -> String {
         gauge!(TAKEN, "model" => model.clone()).set(load.taken);
         gauge!(QUEUE, "model" => model).set(float(load.queued));
     }
+    counter!(EJECTIONS).absolute(hive.dispatcher.ejections());
     let workers = hive.dispatcher.workers();
     for state in WorkerState::ALL {
         let count = workers.iter().filter(|worker| worker.state == state).count();
@@ -162,9 +178,27 @@ pub fn settled(request: &RequestView) {
     }
 }
 
-/// A request has got a slot.
-pub fn waited(model: &str, time: Duration) {
-    histogram!(QUEUED, "model" => model.to_owned()).record(time);
+/// A request has got a slot after so long, of a worker that was chosen for this reason.
+pub fn dispatched(model: &str, waited: Duration, reason: Reason) {
+    histogram!(QUEUED, "model" => model.to_owned()).record(waited);
+    counter!(DISPATCHED, "by" => reason.as_str()).increment(1);
+}
+
+/// A request has got no slot.
+pub fn not_served(why: NoSlot) {
+    let why = match why {
+        NoSlot::UnknownModel => "unknown_model",
+        NoSlot::NoWorker => "no_worker",
+        NoSlot::Loading => "loading",
+        NoSlot::QueueFull { .. } => "queue_full",
+        NoSlot::QueueTimeout { .. } => "queue_timeout",
+    };
+    counter!(NOT_SERVED, "why" => why).increment(1);
+}
+
+/// A request is not given to another worker for want of budget.
+pub fn not_retried() {
+    counter!(NOT_RETRIED).increment(1);
 }
 
 /// A worker failed while it had a request.

@@ -91,6 +91,7 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::requests::list))
         .routes(routes!(api::usage::list))
         .routes(routes!(api::metrics::read))
+        .routes(routes!(api::requests::explain))
         .routes(routes!(api::requests::cancel))
         .routes(routes!(api::audit::list))
         .routes(routes!(api::audit::checkpoint))
@@ -127,6 +128,7 @@ pub fn data_plane(state: AppState) -> Router {
                 "retry-after",
                 "openai-processing-ms",
                 "x-hive-worker",
+                "x-hive-route",
                 "x-hive-ignored-params",
                 "x-ratelimit-limit-requests",
                 "x-ratelimit-remaining-requests",

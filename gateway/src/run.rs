@@ -34,7 +34,7 @@ use crate::{
         probe,
         resolver::Resolver,
     },
-    relay::upstream::{Retries, Upstream},
+    relay::upstream::Upstream,
     router,
     scheduler::{Dispatcher, QueueLimits},
     secret_file,
@@ -112,12 +112,11 @@ pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
         let hive = Arc::new(open(home, config).await?);
         let mark = RunMark::write(&hive.home, (&data[0], data_tls.is_some()), (&control[0], control_tls.is_some())).map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
         let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
-        let retries = Arc::<Retries>::default();
         for (number, listener) in data.into_iter().enumerate() {
-            let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone(), retries.clone())?);
+            let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone())?);
             data_thread(number, listener, data_tls.clone(), state, limits.clone())?;
         }
-        let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone(), retries)?);
+        let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone())?);
         let probes = tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone()));
         let sweeps = tokio::spawn(sweep(hive.clone()));
         let uses = tokio::spawn(note_uses(hive.clone()));
@@ -185,6 +184,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
     let dispatcher = Arc::new(Dispatcher::new(
         Limits {
             silence: config.registry.silence_limit,
+            stall: config.relay.first_token_timeout,
         },
         queue,
     ));

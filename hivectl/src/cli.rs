@@ -12,7 +12,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gateway::config::Mode;
 use serde::{Deserialize, Serialize};
-use wire::{ModelName, Scope, WorkerId};
+use wire::{ModelName, Priority, Scope, WorkerId};
 
 use self::audit::AuditCommand;
 use crate::ssh::{Address, RemoteProgram};
@@ -83,6 +83,11 @@ pub enum Command {
     /// Send requests and see what became of them
     #[command(subcommand)]
     Jobs(JobsCommand),
+    /// Say why a request went where it did, what failed, and how long each part took
+    Explain {
+        /// Its id: from `jobs list`, or the `x-request-id` of its answer
+        id: String,
+    },
     /// Talk with a model
     Chat(Chat),
     /// Make, list, rotate and revoke API keys
@@ -312,6 +317,14 @@ pub struct Spawn {
     /// The port it listens on [default: one the system picks]
     #[arg(long)]
     pub port: Option<u16>,
+    /// What to call it; keys may be for workers of some labels alone; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = wire::parse_label)]
+    #[serde(default)]
+    pub labels: Vec<(String, String)>,
+    /// How much more than its speed says the gateway is to give it [default: 1, as much]
+    #[arg(long, value_name = "N")]
+    #[serde(default)]
+    pub weight: Option<f32>,
     /// The control plane it registers with [default: this hive's]
     #[arg(long, value_name = "URL")]
     pub gateway: Option<String>,
@@ -344,6 +357,12 @@ pub struct AttachServer {
     /// How many requests it takes at once [default: 64]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub slots: Option<u32>,
+    /// What to call it; keys may be for workers of some labels alone; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = wire::parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// How much more than its speed says the gateway is to give it [default: 1, as much]
+    #[arg(long, value_name = "N")]
+    pub weight: Option<f32>,
 }
 
 /// `hivectl jobs …`.
@@ -479,6 +498,21 @@ pub struct CreateKey {
     /// Believe its holder when it names the person it asks for (Open WebUI does)
     #[arg(long)]
     pub trusted: bool,
+    /// Whose requests go first when there is not enough for all: high, normal, low
+    #[arg(long, value_name = "PRIORITY", value_parser = priority, default_value = "normal")]
+    pub priority: Priority,
+    /// A label that a worker must have to get its requests; may be repeated
+    #[arg(long = "worker-label", value_name = "NAME=VALUE", value_parser = wire::parse_label)]
+    pub labels: Vec<(String, String)>,
+}
+
+fn priority(text: &str) -> Result<Priority, String> {
+    Priority::parse(text).ok_or_else(|| {
+        format!(
+            "a priority is one of {}",
+            Priority::ALL.map(Priority::as_str).join(", ")
+        )
+    })
 }
 
 fn scope(text: &str) -> Result<Scope, String> {

@@ -14,8 +14,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use wire::{
-    Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, GatewayRun, JoinToken, KeyView, ModelDownload,
-    ModelName, NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport,
+    Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, Explanation, GatewayRun, JoinToken, KeyView,
+    ModelDownload, ModelName, NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport,
     SubjectRecords, TokenVerdict, UsageRow, VerifyToken, WorkerId, WorkerView,
 };
 
@@ -241,6 +241,12 @@ impl Gateway {
         let url = reqwest::Url::parse_with_params("http://hive", wanted)
             .map_err(|error| Failure::usage("usage cannot be asked for", "check --key and --model").because(error))?;
         let path = format!("/usage?{}", url.query().unwrap_or_default());
+        self.control(Method::GET, &path, None::<&()>).await
+    }
+
+    /// Explains a request.
+    pub async fn explain(&self, id: &str) -> Result<Explanation, Failure> {
+        let path = format!("/requests/{}/explain", segment(id)?);
         self.control(Method::GET, &path, None::<&()>).await
     }
 
@@ -476,13 +482,13 @@ fn authorities(config: &Config) -> Result<Vec<reqwest::Certificate>, Failure> {
 
 /// An id from the command line as one segment of a path.
 fn segment(id: &str) -> Result<&str, Failure> {
-    let fine = !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
-    if fine {
+    let fine = id.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
+    if fine && !["", ".", ".."].contains(&id) {
         return Ok(id);
     }
     Err(Failure::usage(
         format!("{id:?} is not an id"),
-        "ids consist of letters, digits, - and _; copy one from a list",
+        "ids consist of letters, digits and - _ . :; copy one from a list",
     ))
 }
 
@@ -494,8 +500,8 @@ mod tests {
 
     #[test]
     fn an_id_from_the_command_line_cannot_change_the_path() {
-        assert_eq!(segment("01ab-CD_9").unwrap(), "01ab-CD_9");
-        for bad in ["", "../keys", "a/b", "a?b", "a b", "%2e"] {
+        assert_eq!(segment("01ab-CD_9.a:b").unwrap(), "01ab-CD_9.a:b");
+        for bad in ["", ".", "..", "../keys", "a/b", "a?b", "a b", "%2e"] {
             assert_eq!(segment(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }

@@ -269,11 +269,17 @@ fn arguments(spec: &WorkerSpec, token_file: &Path, authority: Option<&Path>) -> 
         ("--threads", spec.threads.map(|threads| threads.to_string())),
         ("--listen", listen(spec)),
         ("--script", spec.script.as_deref().map(path)),
+        ("--weight", spec.weight.map(|weight| weight.to_string())),
     ];
     let maybe = maybe.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
+    let labels = spec
+        .labels
+        .iter()
+        .map(|(name, value)| ("--label", format!("{name}={value}")));
     always
         .into_iter()
         .chain(maybe)
+        .chain(labels)
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect()
 }
@@ -342,6 +348,8 @@ mod tests {
                 threads: None,
                 port,
                 script: None,
+                labels: wire::Labels::new(),
+                weight: None,
                 gateway: gateway.into(),
             })
         };

@@ -12,7 +12,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use wire::{GatewayRun, ModelName, ProcessMark, WorkerId};
+use wire::{GatewayRun, Labels, ModelName, ProcessMark, WorkerId};
 
 use crate::{config::Config, error::Failure, output::Output, process};
 
@@ -33,7 +33,7 @@ pub struct SupervisorRun {
 }
 
 /// How a worker of this machine is started, again and again in the same way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerSpec {
     /// Its id.
     pub id: WorkerId,
@@ -51,12 +51,18 @@ pub struct WorkerSpec {
     pub port: Option<u16>,
     /// What a scripted worker does.
     pub script: Option<PathBuf>,
+    /// What to call it.
+    #[serde(default)]
+    pub labels: Labels,
+    /// How much more than its speed says it is to get.
+    #[serde(default)]
+    pub weight: Option<f32>,
     /// The control plane it registers with.
     pub gateway: String,
 }
 
 /// `run/workers/<id>.json`: a worker of this machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerRun {
     /// Its process.
     #[serde(flatten)]
@@ -321,6 +327,8 @@ mod tests {
             threads: None,
             port: None,
             script: None,
+            labels: Labels::new(),
+            weight: None,
             gateway: "http://127.0.0.1:7412".into(),
         }
     }

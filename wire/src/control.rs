@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{ModelFacts, ModelName, WorkerId, WorkerState};
+use crate::{Labels, ModelFacts, ModelName, WorkerId, WorkerState};
 
 /// The error envelope of both planes, as OpenAI's document states it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -46,6 +46,9 @@ pub struct WorkerView {
     pub slots: u32,
     /// How many of ours it holds now.
     pub in_flight: u32,
+    /// Tokens those are expected to take.
+    #[serde(default)]
+    pub outstanding_tokens: u64,
     /// The epoch of its registration.
     pub epoch: i64,
     /// `own` or `attached`.
@@ -60,12 +63,23 @@ pub struct WorkerView {
     pub tokens_per_second: Option<f32>,
     /// Resident memory in bytes.
     pub memory_bytes: Option<u64>,
+    /// What an operator calls it.
+    #[serde(default)]
+    pub labels: Labels,
+    /// How much more than its speed says it is to get; 1 is as much.
+    #[serde(default = "one")]
+    pub weight: f32,
     /// Milliseconds since it was last heard of.
     pub silent_ms: u64,
     /// The worker program's version; empty for an attached server.
     pub version: String,
     /// What is known about its model.
     pub facts: ModelFacts,
+}
+
+/// The weight of a worker that nobody gave one.
+pub(crate) fn one() -> f32 {
+    1.0
 }
 
 /// Whose program a worker is.
@@ -96,6 +110,12 @@ pub struct Attach {
     /// How many requests it takes at once; none: 64.
     #[serde(default)]
     pub slots: Option<u32>,
+    /// What to call it; keys may be for workers of some labels alone.
+    #[serde(default)]
+    pub labels: Labels,
+    /// How much more than its speed says it is to get; none: 1, as much.
+    #[serde(default)]
+    pub weight: Option<f32>,
 }
 
 /// `POST /control/v1/join-tokens`.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ModelName;
+use crate::{Labels, ModelName, Priority};
 
 /// What a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -107,6 +107,12 @@ pub struct NewKey {
     /// Whether its holder is believed when it names the person it asks for (`X-OpenWebUI-User-Id`, `user`).
     #[serde(default)]
     pub trusted: bool,
+    /// Whose requests go first when there is not enough for all.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Labels that a worker must have to get its requests.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// `POST /control/v1/keys/{id}/rotate`.
@@ -148,6 +154,12 @@ pub struct KeyView {
     /// Whether its holder is believed when it names the person it asks for.
     #[serde(default)]
     pub trusted: bool,
+    /// Whose requests go first when there is not enough for all.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Labels that a worker must have to get its requests.
+    #[serde(default)]
+    pub labels: Labels,
     /// The key that this one and its predecessors were rotated from; limits and budget are counted for all of them.
     #[serde(default)]
     pub family: String,

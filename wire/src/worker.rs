@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{ModelName, WorkerId};
+use crate::{Labels, ModelName, WorkerId};
 
 /// Request header from gateway to worker: the epoch of the registration the gateway means.
 pub const EPOCH_HEADER: &str = "x-hive-epoch";
@@ -128,6 +128,12 @@ pub struct Registration {
     pub version: String,
     /// `loading` or `ready`.
     pub state: WorkerState,
+    /// What an operator calls it; keys may be for workers of some labels alone.
+    #[serde(default)]
+    pub labels: Labels,
+    /// How much more than its speed says it is to get; none: 1, as much.
+    #[serde(default)]
+    pub weight: Option<f32>,
     /// What is known about the model; complete once loaded.
     #[serde(default)]
     pub facts: ModelFacts,

@@ -125,6 +125,12 @@ pub struct MembershipConfig {
     /// The worker's id [default: its device and a random part].
     #[arg(long, value_name = "ID", env = "HIVE_WORKER__MEMBERSHIP__ID")]
     pub id: Option<WorkerId>,
+    /// What to call it, as NAME=VALUE; keys may be for workers of some labels alone. May be repeated.
+    #[arg(long = "label", value_name = "NAME=VALUE", env = "HIVE_WORKER__MEMBERSHIP__LABELS", value_delimiter = ',', value_parser = wire::parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// How much more than its speed says the gateway is to give it [default: 1, as much].
+    #[arg(long, value_name = "N", env = "HIVE_WORKER__MEMBERSHIP__WEIGHT")]
+    pub weight: Option<f32>,
 }
 
 /// What a worker runs on.

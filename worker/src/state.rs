@@ -13,7 +13,7 @@ use rand::Rng;
 use secrecy::SecretString;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wire::{ModelFacts, ModelName, WorkerId, WorkerState};
+use wire::{Labels, ModelFacts, ModelName, WorkerId, WorkerState};
 
 use crate::{
     Error,
@@ -35,6 +35,10 @@ pub struct Worker {
     pub dispatch_token: SecretString,
     /// How many requests it takes at once.
     pub slots: u32,
+    /// What an operator calls it.
+    pub labels: Labels,
+    /// How much more than its speed says the gateway is to give it.
+    pub weight: Option<f32>,
     /// When it started, in Unix seconds.
     pub started: u64,
     /// Where it stands.
@@ -103,6 +107,8 @@ impl Worker {
             url,
             dispatch_token,
             slots,
+            labels: config.membership.labels.iter().cloned().collect(),
+            weight: config.membership.weight,
             started: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default()

@@ -27,6 +27,8 @@ pub struct Admitted {
     pub entry: Entry,
     /// How the key stands with its limits, if it has any.
     pub standing: Option<Standing>,
+    /// Tokens that prompt and answer are expected to take.
+    pub tokens: u64,
 }
 
 /// Admits a request of so many bytes that wants at most so many tokens for an answer.
@@ -51,7 +53,11 @@ pub fn admit(
     let standing = reservation.as_ref().map(|reservation| reservation.standing);
     let mut entry = state.books.admit(id, &identity.id, model.as_str());
     entry.reservation = reservation;
-    Ok(Admitted { entry, standing })
+    Ok(Admitted {
+        entry,
+        standing,
+        tokens,
+    })
 }
 
 /// Says how a key stands in OpenAI's `x-ratelimit-*` headers.

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     auth::{caller::Caller, keyring::Identity},
     error::ApiError,
+    scheduler::affinity::Context,
     state::AppState,
 };
 
@@ -53,6 +54,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         include_usage: request.include_usage,
         choices: request.n as usize,
         answer: request.max_tokens,
+        context: Context::of_conversation(&caller.family, body.raw("tools"), &request.messages),
     };
     asked.order(state, caller, sound, wish)
 }

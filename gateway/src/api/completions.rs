@@ -1,7 +1,7 @@
 //! `POST /v1/completions`: the older API, which continues a text as it stands.
 
 use axum::{extract::State, response::Response};
-use wire::openai::{Body, CompletionRequest, parameters::Kind};
+use wire::openai::{Body, CompletionRequest, Input, parameters::Kind};
 
 use super::{
     chat::STREAMED,
@@ -11,6 +11,7 @@ use super::{
 use crate::{
     auth::{caller::Caller, keyring::Identity},
     error::ApiError,
+    scheduler::affinity::Context,
     state::AppState,
 };
 
@@ -37,6 +38,10 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
     let bytes = asked.bytes.clone();
     let body = Body::read(&bytes).map_err(ApiError::Faulty)?;
     let (request, faults) = CompletionRequest::examine(&body);
+    let context = match request.prompts.first() {
+        Some(Input::Text(text)) => Context::of_text(&caller.family, text),
+        _ => Context::default(),
+    };
     let sound = asked.judge(state, Kind::Completions, &body, (request.model, faults), |_, _, _| {})?;
     let wish = Wish {
         body: body.with(&STREAMED),
@@ -44,6 +49,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         include_usage: request.include_usage,
         choices: request.prompts.len() * request.n as usize,
         answer: Some(request.max_tokens),
+        context,
     };
     asked.order(state, caller, sound, wish)
 }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     auth::{caller::Caller, keyring::Identity},
     error::ApiError,
+    scheduler::affinity::Context,
     state::AppState,
 };
 
@@ -39,6 +40,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         include_usage: false,
         choices: 1,
         answer: Some(0),
+        context: Context::default(),
     };
     asked.order(state, caller, sound, wish)
 }

@@ -26,10 +26,22 @@ use crate::{
     error::ApiError,
     limits::Standing,
     relay,
+    scheduler::{self, affinity::Context, trace::Subject},
     state::AppState,
     telemetry::{self, AccessLog, RequestId},
 };
 
+/// Headers in which clients name the conversation: everybody's, Open WebUI's, Codex's, Claude Code's, `LiteLLM`'s, Olla's
+/// and `SGLang`'s.
+const SESSION_HEADERS: [&str; 7] = [
+    "x-session-id",
+    "x-openwebui-chat-id",
+    "session-id",
+    "x-claude-code-session-id",
+    "x-litellm-session-id",
+    "x-olla-session-id",
+    "x-smg-routing-key",
+];
 /// The most names that the header of ignored parameters holds.
 const MOST_NAMED: usize = 64;
 
@@ -44,6 +56,8 @@ pub struct Asked {
     id: Arc<str>,
     /// The end user whom a client's header names.
     person: Option<String>,
+    /// The conversation that a client's header names.
+    session: Option<String>,
 }
 
 /// A request with which nothing is wrong.
@@ -54,6 +68,8 @@ pub struct Sound {
     ignored: Vec<String>,
     /// The end user whom the body names.
     user: Option<String>,
+    /// The conversation that the body names.
+    session: Option<String>,
 }
 
 /// What a client wants beside the answer itself.
@@ -69,6 +85,8 @@ pub struct Wish {
     pub choices: usize,
     /// The most tokens of each, if it says so.
     pub answer: Option<u32>,
+    /// What a worker may remember of it.
+    pub context: Context,
 }
 
 /// A request on its way: admitted, and nothing held of it that the worker does not need.
@@ -101,8 +119,10 @@ impl FromRequest<AppState> for Asked {
         } else {
             telemetry::new_id()
         };
-        let person = request.headers().get("x-openwebui-user-id");
-        let person = person.and_then(|person| person.to_str().ok()).map(ToOwned::to_owned);
+        let person = text(request.headers(), "x-openwebui-user-id");
+        let session = SESSION_HEADERS
+            .into_iter()
+            .find_map(|name| text(request.headers(), name));
         Ok(Self {
             bytes: body::read(request.into_body(), DATA_LIMIT, state).await?,
             correlation_id,
@@ -110,6 +130,7 @@ impl FromRequest<AppState> for Asked {
             log,
             id,
             person,
+            session,
         })
     }
 }
@@ -146,6 +167,7 @@ impl Asked {
             model,
             ignored,
             user: body.get::<String>("user"),
+            session: body.get::<String>("prompt_cache_key"),
         })
     }
 
@@ -156,14 +178,37 @@ impl Asked {
             model,
             ignored,
             user,
+            session,
         } = sound;
         let choices = u32::try_from(wish.choices).unwrap_or(u32::MAX);
         let answer = wish.answer.map(|tokens| tokens.saturating_mul(choices));
-        let Admitted { entry, standing } = admission::admit(state, caller, &self.id, &model, self.bytes.len(), answer)?;
+        let Admitted {
+            entry,
+            standing,
+            tokens,
+        } = admission::admit(state, caller, &self.id, &model, self.bytes.len(), answer)?;
+        let session = self.session.or(session).or_else(|| user.clone());
+        let trace = state.dispatcher.traces.follow(Subject {
+            id: entry.id().to_owned(),
+            correlation: self.correlation_id.to_string(),
+            model: model.clone(),
+            priority: caller.priority,
+            tokens,
+            labels: caller.labels.clone(),
+        });
+        let request = scheduler::Request {
+            key: caller.id.clone(),
+            priority: caller.priority,
+            tokens,
+            labels: caller.labels.clone(),
+            context: wish.context.in_session(&caller.family, session.as_deref()),
+            trace,
+        };
         let call = relay::Call {
             kind,
             model,
-            key_id: caller.id.clone(),
+            request,
+            shows_route: caller.allows(wire::Scope::MetricsRead),
             correlation_id: self.correlation_id.to_string(),
             body: wish.body.into(),
             stream: wish.stream,
@@ -218,6 +263,10 @@ fn token(name: &str) -> String {
 /// A caller's text as an error may show it.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(ToOwned::to_owned)
 }
 
 fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {

@@ -7,7 +7,7 @@ use axum::{
 };
 use wire::{CreatedKey, KeyView, NewKey, RotateKey, Scope};
 
-use super::body;
+use super::{body, workers::labels_fit};
 use crate::{auth::caller::Operator, error::ApiError, state::AppState};
 
 /// The longest name of a key or of its owner, in characters.
@@ -55,6 +55,7 @@ fn check(new: &NewKey) -> Result<(), ApiError> {
         );
         return Err(ApiError::invalid("scopes", message));
     }
+    labels_fit(&new.labels, None)?;
     if new.expires_in_s == Some(0) {
         return Err(ApiError::invalid("expires_in_s", "`expires_in_s` must be above 0."));
     }

@@ -14,7 +14,7 @@ use wire::{
     WorkerState,
 };
 
-use super::body;
+use super::{body, workers::labels_fit};
 use crate::{
     audit::record::{self as recorded, Kind, Object},
     auth::{api_key, caller::Worker},
@@ -55,6 +55,7 @@ pub async fn register(
     if !(1..=MOST_SLOTS).contains(&registration.slots) {
         return Err(ApiError::invalid("slots", "`slots` must be between 1 and 1024."));
     }
+    labels_fit(&registration.labels, registration.weight)?;
     if registration.dispatch_token.len() < 16 || registration.dispatch_token.len() > 256 {
         return Err(ApiError::invalid(
             "dispatch_token",
@@ -99,6 +100,8 @@ pub async fn register(
     member.version = registration.version;
     member.reported = registration.state;
     member.facts = registration.facts;
+    member.labels = registration.labels;
+    member.weight = registration.weight.unwrap_or(1.0);
     tracing::info!(
         worker = registration.id.as_str(),
         epoch,

@@ -12,7 +12,7 @@ use axum::{
 };
 use reqwest::Url;
 use secrecy::ExposeSecret as _;
-use wire::{Attach, ModelFacts, WorkerId, WorkerKind, WorkerState, WorkerView};
+use wire::{Attach, Labels, ModelFacts, WorkerId, WorkerKind, WorkerState, WorkerView, check_labels};
 
 use super::body;
 use crate::{
@@ -78,6 +78,7 @@ pub async fn attach(
     if !(1..=1024).contains(&slots) {
         return Err(ApiError::invalid("slots", "`slots` must be between 1 and 1024."));
     }
+    labels_fit(&attach.labels, attach.weight)?;
     let url = base_url(&state, &attach.url).await?;
     let id = match attach.id {
         Some(id) => id,
@@ -113,6 +114,8 @@ pub async fn attach(
         url,
         models,
         slots,
+        labels: attach.labels,
+        weight: attach.weight.unwrap_or(1.0),
     };
     let mut transaction = state.db.begin().await.map_err(DbError::from)?;
     row.epoch = db::attached::upsert(&mut transaction, &row, now_ms).await?;
@@ -251,7 +254,14 @@ fn member(row: AttachedRow, bearer: Option<Bearer>, state: WorkerState) -> Membe
     member.device = "attached".into();
     member.host = host;
     member.reported = state;
+    member.labels = row.labels;
+    member.weight = row.weight;
     member
+}
+
+/// Whether labels and a weight are such as a worker may have.
+pub fn labels_fit(labels: &Labels, weight: Option<f32>) -> Result<(), ApiError> {
+    check_labels(labels, weight).map_err(|rule| ApiError::invalid("labels", format!("`labels` and `weight`: {rule}.")))
 }
 
 /// The server's base URL without `/v1`; a name is resolved once and pinned to addresses we may call.

@@ -108,6 +108,8 @@ async fn holder(token: &str, tokens: &jwt::Tokens, state: &AppState) -> Result<I
         models: holder.models,
         limits: tokens.limits(),
         trusted: false,
+        priority: wire::Priority::default(),
+        labels: wire::Labels::new(),
         created_at_ms: 0,
         expires_at_ms: Some(holder.expires_at_ms),
         last_used_at_ms: None,

@@ -139,6 +139,8 @@ impl Keyring {
             models: new.models,
             limits: new.limits,
             trusted: new.trusted,
+            priority: new.priority,
+            labels: new.labels,
             created_at_ms: now_ms,
             expires_at_ms: new.expires_in_s.map(|s| later(now_ms, s)),
             last_used_at_ms: None,

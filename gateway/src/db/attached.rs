@@ -1,7 +1,7 @@
 //! Table `attached`: OpenAI-compatible servers that an operator attached.
 
 use sqlx::{Row, SqliteConnection, SqlitePool};
-use wire::{ModelName, WorkerId};
+use wire::{Labels, ModelName, WorkerId};
 
 use super::DbError;
 
@@ -18,23 +18,29 @@ pub struct AttachedRow {
     pub models: Vec<ModelName>,
     /// How many requests it takes at once.
     pub slots: u32,
+    /// What an operator calls it.
+    pub labels: Labels,
+    /// How much more than its speed says it is to get.
+    pub weight: f32,
 }
 
 /// All attached servers.
 pub async fn all(db: &SqlitePool) -> Result<Vec<AttachedRow>, DbError> {
-    let rows = sqlx::query("SELECT id, epoch, url, models, slots FROM attached")
+    let rows = sqlx::query("SELECT id, epoch, url, models, slots, labels, weight FROM attached")
         .fetch_all(db)
         .await?;
     rows.iter()
         .map(|row| {
             let unreadable = || DbError::Row("attached");
-            let (id, models): (String, String) = (row.get("id"), row.get("models"));
+            let (id, models, labels): (String, String, String) = (row.get("id"), row.get("models"), row.get("labels"));
             Ok(AttachedRow {
                 id: id.parse().map_err(|_| unreadable())?,
                 epoch: row.get("epoch"),
                 url: row.get("url"),
                 models: serde_json::from_str(&models).map_err(|_| unreadable())?,
                 slots: u32::try_from(row.get::<i64, _>("slots")).map_err(|_| unreadable())?,
+                labels: serde_json::from_str(&labels).map_err(|_| unreadable())?,
+                weight: row.get("weight"),
             })
         })
         .collect()
@@ -43,9 +49,12 @@ pub async fn all(db: &SqlitePool) -> Result<Vec<AttachedRow>, DbError> {
 /// Adds or replaces an attached server; its new epoch.
 pub async fn upsert(db: &mut SqliteConnection, row: &AttachedRow, now_ms: i64) -> Result<i64, DbError> {
     let models = serde_json::to_string(&row.models).map_err(|_| DbError::Row("attached"))?;
+    let labels = serde_json::to_string(&row.labels).map_err(|_| DbError::Row("attached"))?;
     let written = sqlx::query(
-        "INSERT INTO attached (id, epoch, url, models, slots, attached_at_ms) VALUES ($1, 1, $2, $3, $4, $5) \
-         ON CONFLICT (id) DO UPDATE SET epoch = attached.epoch + 1, url = $2, models = $3, slots = $4, attached_at_ms = $5 \
+        "INSERT INTO attached (id, epoch, url, models, slots, attached_at_ms, labels, weight) \
+         VALUES ($1, 1, $2, $3, $4, $5, $6, $7) \
+         ON CONFLICT (id) DO UPDATE SET epoch = attached.epoch + 1, url = $2, models = $3, slots = $4, attached_at_ms = $5, \
+         labels = $6, weight = $7 \
          RETURNING epoch",
     )
     .bind(row.id.as_str())
@@ -53,6 +62,8 @@ pub async fn upsert(db: &mut SqliteConnection, row: &AttachedRow, now_ms: i64) -
     .bind(models)
     .bind(i64::from(row.slots))
     .bind(now_ms)
+    .bind(labels)
+    .bind(row.weight)
     .fetch_one(db)
     .await?;
     Ok(written.get("epoch"))

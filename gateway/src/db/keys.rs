@@ -1,7 +1,7 @@
 //! Table `keys`: API keys without their secrets.
 
 use sqlx::{Row, SqliteConnection, SqlitePool};
-use wire::{KeyView, Scope};
+use wire::{KeyView, Priority, Scope};
 
 use super::DbError;
 
@@ -25,6 +25,7 @@ pub async fn all(db: &SqlitePool) -> Result<Vec<KeyRow>, DbError> {
 fn row(row: &sqlx::sqlite::SqliteRow) -> Result<KeyRow, DbError> {
     let unreadable = || DbError::Row("keys");
     let (scopes, models, limits): (String, String, String) = (row.get("scopes"), row.get("models"), row.get("limits"));
+    let labels: String = row.get("labels");
     let scopes: Option<Vec<Scope>> = scopes.split(' ').filter(|s| !s.is_empty()).map(Scope::parse).collect();
     let view = KeyView {
         id: row.get("id"),
@@ -34,6 +35,8 @@ fn row(row: &sqlx::sqlite::SqliteRow) -> Result<KeyRow, DbError> {
         models: serde_json::from_str(&models).map_err(|_| unreadable())?,
         limits: serde_json::from_str(&limits).map_err(|_| unreadable())?,
         trusted: row.get::<i64, _>("trusted") != 0,
+        priority: Priority::parse(row.get("priority")).ok_or_else(unreadable)?,
+        labels: serde_json::from_str(&labels).map_err(|_| unreadable())?,
         family: row.get("family"),
         created_at_ms: row.get("created_at_ms"),
         expires_at_ms: row.get("expires_at_ms"),
@@ -50,8 +53,8 @@ pub async fn insert(db: &mut SqliteConnection, key: &KeyRow) -> Result<(), DbErr
     let scopes: Vec<&str> = view.scopes.iter().map(|scope| scope.as_str()).collect();
     let json = |error: serde_json::Error| sqlx::Error::Encode(error.into());
     sqlx::query(
-        "INSERT INTO keys (id, name, scopes, hmac, owner, models, limits, trusted, family, created_at_ms, expires_at_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        "INSERT INTO keys (id, name, scopes, hmac, owner, models, limits, trusted, family, created_at_ms, expires_at_ms, priority, labels) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(&view.id)
     .bind(&view.name)
@@ -64,6 +67,8 @@ pub async fn insert(db: &mut SqliteConnection, key: &KeyRow) -> Result<(), DbErr
     .bind(&view.family)
     .bind(view.created_at_ms)
     .bind(view.expires_at_ms)
+    .bind(view.priority.as_str())
+    .bind(serde_json::to_string(&view.labels).map_err(json)?)
     .execute(db)
     .await?;
     Ok(())

@@ -3,19 +3,15 @@
 //! It never does I/O, never reads a clock and never believes a worker's: silence is counted here.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use wire::{ModelFacts, ModelName, WorkerId, WorkerKind, WorkerState, WorkerView};
+use wire::{Labels, ModelFacts, ModelName, WorkerId, WorkerKind, WorkerState, WorkerView};
 
-/// Failures in a row, short of a dead connection, after which a worker is ejected.
-const FAILURES_TO_EJECT: u32 = 3;
-/// The first ejection; each further one is twice as long (Envoy's outlier detection).
-const FIRST_EJECTION: Duration = Duration::from_secs(30);
-/// The longest ejection.
-const LONGEST_EJECTION: Duration = Duration::from_secs(300);
+use super::health::Health;
 /// How long a silent worker is still shown as lost.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -69,26 +65,48 @@ pub struct Member {
     pub progress: Option<f32>,
     /// What it is doing, or what it last failed with.
     pub message: Option<String>,
-    /// Decode speed lately, in tokens per second.
+    /// Decode speed lately, in tokens per second, as the worker tells it.
     pub tokens_per_second: Option<f32>,
     /// Resident memory in bytes.
     pub memory_bytes: Option<u64>,
+    /// What an operator calls it; keys may want some of it.
+    pub labels: Labels,
+    /// How much more than its speed says it is to get; 1 is as much.
+    pub weight: f32,
     /// Leases on it now; only claims and releases change it.
     pub in_flight: u32,
+    /// Tokens that those leases were expected to take.
+    pub outstanding: u64,
+    /// Tokens per second of one answer, as we have seen them come; a moving mean.
+    pub pace: Option<f32>,
     /// When it was last chosen, as a count of choices.
     pub last_chosen: u64,
     last_seen: Instant,
     drain_wanted: bool,
     health: Health,
+    work: Progress,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Health {
-    failures: u32,
-    ejections: u32,
-    ejected_until: Option<Instant>,
-    /// A connection to it broke; a later heartbeat proves it lives.
-    broken: bool,
+/// Whether a worker that holds requests generates anything: alive means progress.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    /// Tokens it had generated in all.
+    tokens: u64,
+    /// Since when it holds requests and has generated no more than that.
+    stuck_since: Option<Instant>,
+}
+
+/// What may be given to a worker now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// As much as it has slots.
+    Open,
+    /// One request, to see whether it has recovered.
+    HalfOpen,
+    /// Nothing: it is ejected.
+    Ejected,
+    /// Nothing, for this reason.
+    Closed(WorkerState),
 }
 
 /// How a request on a worker went, as far as the worker's health is concerned.
@@ -139,21 +157,26 @@ pub enum Refused {
 pub struct Limits {
     /// Silence after which a worker counts as lost.
     pub silence: Duration,
+    /// How long a worker may hold requests without generating a token before it is suspect.
+    pub stall: Duration,
 }
 
 /// All workers.
 #[derive(Debug)]
 pub struct Members {
-    by_id: HashMap<WorkerId, Member>,
+    // In order, so that the same events always lead to the same choices.
+    by_id: BTreeMap<WorkerId, Member>,
     limits: Limits,
+    ejections: u64,
 }
 
 impl Members {
     /// An empty registry.
     pub fn new(limits: Limits) -> Self {
         Self {
-            by_id: HashMap::new(),
+            by_id: BTreeMap::new(),
             limits,
+            ejections: 0,
         }
     }
 
@@ -183,11 +206,12 @@ impl Members {
             }),
             Event::Removed(id) => self.by_id.remove(&id).map(|_| false).ok_or(Refused::Unknown),
             Event::Ended(id, epoch, outcome, reason) => {
-                let ejectable = self.one_more_may_be_ejected(&id, now);
-                self.held(&id, epoch).map(|member| {
-                    member.judge(outcome, reason, ejectable, now);
-                    false
-                })
+                let member = self.held(&id, epoch)?;
+                member.judge(outcome, reason, now);
+                if member.health.is_outlier(now) {
+                    self.eject(&id, now);
+                }
+                Ok(false)
             }
             Event::Swept => {
                 let forgotten = self.limits.silence + REMEMBERED;
@@ -219,13 +243,34 @@ impl Members {
         })
     }
 
-    /// At most half of those that serve the same model are ejected at a time.
-    fn one_more_may_be_ejected(&self, id: &WorkerId, now: Instant) -> bool {
-        let Some(model) = self.by_id.get(id).and_then(|m| m.models.first()) else {
-            return false;
+    /// At most half of those that serve a model are ejected at a time, unless all of them fail.
+    fn eject(&mut self, id: &WorkerId, now: Instant) {
+        let Some(models) = self.by_id.get(id).map(|member| member.models.clone()) else {
+            return;
         };
-        let serving = || self.by_id.values().filter(|m| m.models.contains(model));
-        (serving().filter(|m| m.is_ejected(now)).count() + 1) * 2 <= serving().count()
+        let rivals = || {
+            self.by_id
+                .values()
+                .filter(|m| m.models.iter().any(|model| models.contains(model)))
+        };
+        let ejected = rivals().filter(|m| m.health.is_ejected(now)).count();
+        let is_spared = (ejected + 1) * 2 > rivals().count();
+        let all_fail = rivals().all(|m| m.health.is_ejected(now) || m.health.is_outlier(now));
+        if is_spared && !all_fail {
+            return;
+        }
+        for member in self.by_id.values_mut() {
+            let is_one = member.target.id == *id || all_fail && member.models.iter().any(|m| models.contains(m));
+            if is_one && member.health.is_outlier(now) {
+                member.health.eject(now);
+                self.ejections += 1;
+            }
+        }
+    }
+
+    /// How often workers were ejected since the start.
+    pub fn ejections(&self) -> u64 {
+        self.ejections
     }
 
     /// One worker.
@@ -250,14 +295,29 @@ impl Members {
 
     /// Where a worker stands `now`.
     pub fn state(&self, member: &Member, now: Instant) -> WorkerState {
+        match self.standing(member, now) {
+            Standing::Open | Standing::HalfOpen => WorkerState::Ready,
+            Standing::Ejected => WorkerState::Suspect,
+            Standing::Closed(state) => state,
+        }
+    }
+
+    /// What may be given to a worker `now`.
+    pub fn standing(&self, member: &Member, now: Instant) -> Standing {
         if !member.is_attached() && member.silent(now) > self.limits.silence {
-            WorkerState::Lost
+            Standing::Closed(WorkerState::Lost)
         } else if member.drain_wanted {
-            WorkerState::Draining
-        } else if member.reported == WorkerState::Ready && (member.health.broken || member.is_ejected(now)) {
-            WorkerState::Suspect
+            Standing::Closed(WorkerState::Draining)
+        } else if member.reported != WorkerState::Ready {
+            Standing::Closed(member.reported)
+        } else if member.health.broken || member.is_stuck(self.limits.stall, now) {
+            Standing::Closed(WorkerState::Suspect)
+        } else if member.health.is_ejected(now) {
+            Standing::Ejected
+        } else if member.health.is_half_open(now) {
+            Standing::HalfOpen
         } else {
-            member.reported
+            Standing::Open
         }
     }
 
@@ -273,6 +333,7 @@ impl Members {
             host: member.host.clone(),
             slots: member.slots,
             in_flight: member.in_flight,
+            outstanding_tokens: member.outstanding,
             epoch: member.target.epoch,
             kind: member.target.kind,
             device: member.device.clone(),
@@ -280,6 +341,8 @@ impl Members {
             message: member.message.clone(),
             tokens_per_second: member.tokens_per_second,
             memory_bytes: member.memory_bytes,
+            labels: member.labels.clone(),
+            weight: member.weight,
             silent_ms: u64::try_from(member.silent(now).as_millis()).unwrap_or(u64::MAX),
             version: member.version.clone(),
             facts: member.facts.clone(),
@@ -304,11 +367,19 @@ impl Member {
             message: None,
             tokens_per_second: None,
             memory_bytes: None,
+            labels: Labels::new(),
+            weight: 1.0,
             in_flight: 0,
+            outstanding: 0,
+            pace: None,
             last_chosen: 0,
             last_seen: now,
             drain_wanted: false,
             health: Health::default(),
+            work: Progress {
+                tokens: 0,
+                stuck_since: None,
+            },
         }
     }
 
@@ -317,21 +388,60 @@ impl Member {
         self.target.kind == WorkerKind::Attached
     }
 
-    /// Whether it may be tried with one request only, to see if it has recovered.
-    pub fn is_half_open(&self) -> bool {
-        self.health.ejected_until.is_some()
+    /// The place where the caches of this registration lie: another epoch is another home.
+    pub fn home(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.target.id, self.target.epoch).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Tokens per second of one slot: as we have seen them, else as the worker's own speed shared by its slots says.
+    #[expect(clippy::cast_precision_loss, reason = "a speed needs no more precision")]
+    pub fn pace(&self) -> Option<f32> {
+        let told = || self.tokens_per_second.map(|speed| speed / self.slots.max(1) as f32);
+        self.pace.or_else(told).filter(|pace| pace.is_finite() && *pace > 0.0)
+    }
+
+    /// Takes one more request that is expected to take so many tokens, as the choice of this number.
+    pub fn claim(&mut self, tokens: u64, choice: u64, now: Instant) {
+        self.in_flight += 1;
+        self.outstanding += tokens;
+        self.last_chosen = choice;
+        self.health.try_again(now);
+    }
+
+    /// Takes note of how fast one answer came, in tokens per second.
+    pub fn note_pace(&mut self, seen: f32) {
+        self.pace = Some(self.pace.map_or(seen, |pace| pace + (seen - pace) / 5.0));
+    }
+
+    /// Whether it is set aside as an outlier.
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.health.is_ejected(now)
+    }
+
+    /// Whether it has held requests for longer than this without generating a token.
+    fn is_stuck(&self, stall: Duration, now: Instant) -> bool {
+        let since = self.work.stuck_since;
+        since.is_some_and(|since| now.saturating_duration_since(since) > stall)
     }
 
     fn silent(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.last_seen)
     }
 
-    fn is_ejected(&self, now: Instant) -> bool {
-        self.health.ejected_until.is_some_and(|until| now < until)
-    }
-
     fn hear(&mut self, beat: wire::Heartbeat, now: Instant) {
         self.last_seen = now;
+        let goes_on = beat.tokens_generated != self.work.tokens;
+        self.work = Progress {
+            tokens: beat.tokens_generated,
+            stuck_since: self
+                .work
+                .stuck_since
+                .filter(|_| !goes_on)
+                .or(Some(now))
+                .filter(|_| beat.in_flight > 0),
+        };
         self.reported = beat.state;
         self.progress = beat.progress;
         self.message = beat.message;
@@ -356,27 +466,10 @@ impl Member {
         }
     }
 
-    fn judge(&mut self, outcome: Outcome, reason: Option<String>, ejectable: bool, now: Instant) {
-        let health = &mut self.health;
-        match outcome {
-            Outcome::Fine => {
-                *health = Health {
-                    broken: health.broken,
-                    ..Health::default()
-                }
-            }
-            Outcome::Failed | Outcome::Broken => {
-                health.failures += 1;
-                health.broken |= outcome == Outcome::Broken;
-                let probe_failed = health.ejected_until.is_some_and(|until| now >= until);
-                if (health.failures >= FAILURES_TO_EJECT || probe_failed) && ejectable {
-                    let doubled = FIRST_EJECTION.saturating_mul(1 << health.ejections.min(8));
-                    health.ejected_until = Some(now + doubled.min(LONGEST_EJECTION));
-                    health.ejections += 1;
-                    health.failures = 0;
-                }
-                self.message = reason.or(self.message.take());
-            }
+    fn judge(&mut self, outcome: Outcome, reason: Option<String>, now: Instant) {
+        self.health.note(outcome, now);
+        if outcome != Outcome::Fine {
+            self.message = reason.or(self.message.take());
         }
     }
 }
@@ -384,3 +477,7 @@ impl Member {
 #[cfg(test)]
 #[path = "members_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod model_tests;

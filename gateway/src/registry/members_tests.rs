@@ -4,9 +4,10 @@ use super::*;
 
 const LIMITS: Limits = Limits {
     silence: Duration::from_secs(15),
+    stall: Duration::from_secs(120),
 };
 
-fn member(id: &str, epoch: i64, now: Instant) -> Member {
+pub(super) fn member(id: &str, epoch: i64, now: Instant) -> Member {
     let target = Target {
         id: id.parse().unwrap(),
         epoch,
@@ -17,7 +18,7 @@ fn member(id: &str, epoch: i64, now: Instant) -> Member {
     Member::new(target, vec!["m".parse().unwrap()], 1, now)
 }
 
-fn beat(epoch: i64) -> wire::Heartbeat {
+pub(super) fn beat(epoch: i64) -> wire::Heartbeat {
     wire::Heartbeat {
         epoch,
         state: WorkerState::Ready,
@@ -122,7 +123,8 @@ fn three_failures_eject_for_thirty_seconds_then_sixty() {
     }
     let probe = now + Duration::from_secs(30);
     assert_eq!(state(&members, "a", probe), WorkerState::Ready);
-    assert!(members.get(&"a".parse().unwrap()).unwrap().is_half_open());
+    let standing = |members: &Members, now| members.standing(members.get(&"a".parse().unwrap()).unwrap(), now);
+    assert_eq!(standing(&members, probe), Standing::HalfOpen);
     ended(&mut members, "a", Outcome::Failed, probe);
     members
         .apply(
@@ -139,22 +141,90 @@ fn three_failures_eject_for_thirty_seconds_then_sixty() {
         WorkerState::Ready
     );
     ended(&mut members, "a", Outcome::Fine, probe + Duration::from_secs(60));
-    assert!(!members.get(&"a".parse().unwrap()).unwrap().is_half_open());
+    assert_eq!(standing(&members, probe + Duration::from_secs(60)), Standing::Open);
 }
 
 #[test]
-fn at_most_half_the_fleet_is_ejected() {
-    let (mut members, now) = with(&["a", "b", "c"]);
-    for id in ["a", "b", "c"] {
+fn at_most_half_the_fleet_is_ejected_unless_all_fail() {
+    let ids = ["a", "b", "c", "d", "e"];
+    let (mut members, now) = with(&ids);
+    let suspects = |members: &Members| {
+        let suspect = |id: &&&str| state(members, id, now) == WorkerState::Suspect;
+        ids.iter().filter(suspect).count()
+    };
+    for (id, ejected) in ids.iter().zip([1, 2, 2, 2, 5]) {
         for _ in 0..3 {
             ended(&mut members, id, Outcome::Failed, now);
         }
+        assert_eq!(suspects(&members), ejected, "{id}");
     }
-    let suspects = ["a", "b", "c"]
-        .iter()
-        .filter(|id| state(&members, id, now) == WorkerState::Suspect)
-        .count();
-    assert_eq!(suspects, 1);
+    assert_eq!(members.ejections(), 5);
+}
+
+#[test]
+fn a_worker_that_fails_every_other_request_is_ejected_too() {
+    let (mut members, now) = with(&["a", "b"]);
+    for _ in 0..7 {
+        ended(&mut members, "a", Outcome::Failed, now);
+        ended(&mut members, "a", Outcome::Fine, now);
+    }
+    assert_eq!(state(&members, "a", now), WorkerState::Ready);
+    ended(&mut members, "a", Outcome::Failed, now);
+    assert_eq!(state(&members, "a", now), WorkerState::Suspect);
+    ended(&mut members, "a", Outcome::Fine, now);
+    assert_eq!(
+        state(&members, "a", now),
+        WorkerState::Suspect,
+        "what ends well now began before"
+    );
+}
+
+#[test]
+fn ejections_grow_to_five_minutes_and_are_forgiven_after_five_good_ones() {
+    let (mut members, mut now) = with(&["a", "b"]);
+    let alive = |members: &mut Members, now| members.apply(Event::Beat("a".parse().unwrap(), beat(1)), now).unwrap();
+    for _ in 0..3 {
+        ended(&mut members, "a", Outcome::Failed, now);
+    }
+    for seconds in [30, 60, 120, 240, 300, 300] {
+        now += Duration::from_millis(seconds * 1000 - 1);
+        alive(&mut members, now);
+        assert_eq!(state(&members, "a", now), WorkerState::Suspect, "{seconds}");
+        now += Duration::from_millis(1);
+        assert_eq!(state(&members, "a", now), WorkerState::Ready, "{seconds}");
+        ended(&mut members, "a", Outcome::Failed, now);
+    }
+    now += Duration::from_secs(300);
+    ended(&mut members, "a", Outcome::Fine, now);
+    now += Duration::from_secs(300);
+    for _ in 0..3 {
+        ended(&mut members, "a", Outcome::Failed, now);
+    }
+    now += Duration::from_secs(30);
+    alive(&mut members, now);
+    assert_eq!(state(&members, "a", now), WorkerState::Ready);
+}
+
+#[test]
+fn a_worker_that_holds_requests_and_generates_nothing_is_suspect() {
+    let (mut members, mut now) = with(&["a"]);
+    let mut say = |in_flight, tokens, seconds| {
+        now += Duration::from_secs(seconds);
+        let beat = wire::Heartbeat {
+            in_flight,
+            tokens_generated: tokens,
+            ..beat(1)
+        };
+        members.apply(Event::Beat("a".parse().unwrap(), beat), now).unwrap();
+        state(&members, "a", now)
+    };
+    assert_eq!(say(0, 7, 500), WorkerState::Ready, "idle");
+    assert_eq!(say(1, 7, 500), WorkerState::Ready, "it has just begun");
+    assert_eq!(say(1, 7, 120), WorkerState::Ready);
+    assert_eq!(say(1, 7, 1), WorkerState::Suspect);
+    assert_eq!(say(1, 8, 5), WorkerState::Ready, "a token");
+    assert_eq!(say(1, 8, 121), WorkerState::Suspect);
+    assert_eq!(say(0, 8, 5), WorkerState::Ready, "all given up");
 }
 
 #[test]

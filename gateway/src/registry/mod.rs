@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod challenge;
+mod health;
 pub mod members;
 pub mod probe;
 pub mod resolver;

@@ -14,7 +14,7 @@ pub mod sse;
 pub mod upstream;
 mod watch;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -29,16 +29,17 @@ use self::{embedded::Embedded, upstream::Failure};
 use crate::{
     books::Entry,
     error::ApiError,
+    metrics,
     registry::members::{Outcome, Target},
-    scheduler::{Ask, Lease, NoSlot},
+    scheduler::{
+        self, Ask, Lease, NoSlot,
+        retry::{Course, Fault, Next, Permit},
+        trace::Trace,
+    },
     state::AppState,
     telemetry::AccessLog,
 };
 
-/// Attempts for a request whose worker could not be reached at all.
-const CONNECT_ATTEMPTS: usize = 3;
-/// Attempts for a request that a worker may have seen.
-const ATTEMPTS: usize = 2;
 /// A worker that turned out to be busy is asked again after this.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -49,8 +50,10 @@ pub struct Call {
     pub kind: Kind,
     /// The model.
     pub model: ModelName,
-    /// The public id of the caller's key.
-    pub key_id: String,
+    /// Its turn, and what it needs of a worker.
+    pub request: scheduler::Request,
+    /// Whether the caller may know which way it went.
+    pub shows_route: bool,
     /// The client's name for the request, for the logs of both sides.
     pub correlation_id: String,
     /// The body for the worker: always a stream with usage, except for embeddings.
@@ -99,6 +102,8 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
     let hold = state.config.relay.hold_headers;
     let include_usage = call.include_usage;
     let deadline = call.deadline;
+    let way = Way::of(&call);
+    let trace = call.request.trace.clone();
     let mut opening = Box::pin(open(state.clone(), call, entry));
     let (worker, pump) = match tokio::time::timeout(hold, &mut opening).await {
         Ok(opened) => {
@@ -108,7 +113,10 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
                 pump::Pump::running(&state, opened, include_usage, deadline),
             )
         }
-        Err(_) => (None, pump::Pump::opening(&state, opening, include_usage, deadline)),
+        Err(_) => (
+            None,
+            pump::Pump::opening(&state, opening, trace, include_usage, deadline),
+        ),
     };
     let mut response = Body::from_stream(pump.into_stream()).into_response();
     let headers = response.headers_mut();
@@ -118,23 +126,25 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    name_worker(&mut response, worker.as_ref());
+    way.tell(&mut response, worker.as_ref());
     Ok(response)
 }
 
 /// Answers with one JSON object, put together from the worker's stream.
 async fn whole(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
     let (kind, deadline) = (call.kind, call.deadline);
+    let way = Way::of(&call);
     let opened = open(state.clone(), call, entry).await?;
     let worker = opened.lease.target().id.clone();
     let json = aggregate::collect(&state, opened, kind, deadline).await?;
     let mut response = axum::Json(json).into_response();
-    name_worker(&mut response, Some(&worker));
+    way.tell(&mut response, Some(&worker));
     Ok(response)
 }
 
 /// Answers with the worker's one JSON object.
 async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    let way = Way::of(&call);
     let Opened {
         reply,
         lease,
@@ -145,13 +155,28 @@ async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, Ap
     entry.tokens(reply.prompt_tokens, Some(0));
     entry.end(RequestState::Completed, None);
     let mut response = ([(header::CONTENT_TYPE, "application/json")], reply.json).into_response();
-    name_worker(&mut response, Some(&lease.target().id));
+    way.tell(&mut response, Some(&lease.target().id));
     Ok(response)
 }
 
-fn name_worker(response: &mut Response, worker: Option<&WorkerId>) {
-    if let Some(value) = worker.and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
-        response.headers_mut().insert("x-hive-worker", value);
+/// Which way a request went, for the headers of its answer.
+struct Way(Option<Arc<Trace>>);
+
+impl Way {
+    fn of(call: &Call) -> Self {
+        Self(call.shows_route.then(|| call.request.trace.clone()))
+    }
+
+    /// Names the worker, and to those who may know it how it was found; nothing while none is known.
+    fn tell(&self, response: &mut Response, worker: Option<&WorkerId>) {
+        let Some(worker) = worker else { return };
+        let route = self.0.as_ref().and_then(|trace| trace.route());
+        let said = [("x-hive-worker", Some(worker.to_string())), ("x-hive-route", route)];
+        for (name, value) in said {
+            if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+                response.headers_mut().insert(name, value);
+            }
+        }
     }
 }
 
@@ -193,24 +218,26 @@ async fn at(deadline: Option<Instant>) {
 }
 
 async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(R, Lease), ApiError> {
-    let mut tried: Vec<WorkerId> = Vec::new();
+    let mut course = Course::default();
     let mut last: Option<Failure> = None;
+    let mut permit = None;
     let busy_until = Instant::now() + state.config.scheduler.queue_timeout;
     loop {
         let ask = Ask {
             model: &call.model,
-            key: &call.key_id,
-            tried: &tried,
+            request: &call.request,
+            tried: course.tried(),
         };
         let lease = match (state.dispatcher.acquire(ask).await, last.take()) {
             (Ok(lease), _) => lease,
             // Nobody else is there to try: what the last one did is the news, unless it only had no room.
-            (Err(_), Some(Failure::Away(_))) => {
-                return Err(ApiError::NoSlot(NoSlot::QueueFull, call.model.to_string()));
-            }
+            (Err(_), Some(Failure::Away(_))) => return Err(no_room(call)),
             (Err(NoSlot::NoWorker | NoSlot::Loading), Some(failure)) => return Err(failure.into()),
             (Err(no_slot), _) => return Err(ApiError::NoSlot(no_slot, call.model.to_string())),
         };
+        if let Some(permit) = permit.take() {
+            Permit::spend(permit, std::time::Instant::now());
+        }
         let worker = lease.target().id.clone();
         entry.worker(&worker, lease.target().epoch);
         call.log.worker(worker.as_str());
@@ -218,13 +245,17 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
             Ok(reply) => return Ok((reply, lease)),
             Err(failure) => failure,
         };
+        call.request.trace.failed(failure.cause());
         match &failure {
             Failure::Client(..) => {
                 lease.report(Outcome::Fine, None);
                 return Err(failure.into());
             }
             Failure::Busy if Instant::now() > busy_until => {
-                return Err(ApiError::NoSlot(NoSlot::QueueTimeout, call.model.to_string()));
+                return Err(ApiError::NoSlot(
+                    NoSlot::QueueTimeout { wait: None },
+                    call.model.to_string(),
+                ));
             }
             Failure::Busy => {
                 // Its slot is still taken by work that cannot be stopped: kept as taken here too for a moment.
@@ -241,22 +272,36 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
             cause = failure.cause(),
             "an attempt failed"
         );
-        tried.push(worker);
-        let limit = if matches!(failure, Failure::Connect(_)) {
-            CONNECT_ATTEMPTS
-        } else {
-            ATTEMPTS
+        let fault = match &failure {
+            Failure::Connect(_) => Fault::Unreachable,
+            Failure::Lost(_) => Fault::Died,
+            _ => Fault::Bad,
         };
-        // A worker that died is tried once more elsewhere whatever the budget says.
-        let free = matches!(failure, Failure::Connect(_) | Failure::Lost(_));
-        if tried.len() >= limit || !(free || state.upstream.may_retry(state.books.open_entries())) {
-            return Err(match failure {
-                Failure::Away(_) => ApiError::NoSlot(NoSlot::QueueFull, call.model.to_string()),
-                failure => failure.into(),
-            });
+        let next = course.failed(worker, fault);
+        if next == Next::Budgeted {
+            let open = state.books.open_entries();
+            permit = state.dispatcher.budget.permit(open, std::time::Instant::now());
+        }
+        match next {
+            Next::Free => {}
+            Next::Budgeted if permit.is_some() => {}
+            Next::Poison => return Err(ApiError::Poison(failure.cause().to_owned())),
+            Next::Budgeted | Next::Enough => {
+                if next == Next::Budgeted {
+                    metrics::not_retried();
+                }
+                return Err(match failure {
+                    Failure::Away(_) => no_room(call),
+                    failure => failure.into(),
+                });
+            }
         }
         last = Some(failure);
     }
+}
+
+fn no_room(call: &Call) -> ApiError {
+    ApiError::NoSlot(NoSlot::QueueFull { wait: None }, call.model.to_string())
 }
 
 async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<R, Failure> {

@@ -2,12 +2,12 @@
 //!
 //! It is one future in the response's body: no task, no channel. Dropping the body stops everything.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use tokio::time::Instant;
-use wire::RequestState;
+use wire::{Place, RequestState};
 
 use super::{
     Opened,
@@ -15,7 +15,7 @@ use super::{
     settle,
     watch::{Wake, Watch},
 };
-use crate::{error::ApiError, registry::members::Outcome, state::AppState};
+use crate::{error::ApiError, registry::members::Outcome, scheduler::trace::Trace, state::AppState};
 
 /// A comment that every parser skips, also those that choke on a blank line after one.
 const COMMENT: &[u8] = b": ping\n";
@@ -32,7 +32,7 @@ pub struct Pump {
 
 enum Stage {
     /// No worker has sent an event yet, but the headers are out.
-    Opening(Opening),
+    Opening(Opening, Arc<Trace>),
     Running(Box<Opened<Answer>>),
     Ended,
 }
@@ -44,8 +44,14 @@ impl Pump {
     }
 
     /// A stream whose first event is still awaited.
-    pub fn opening(state: &AppState, opening: Opening, include_usage: bool, deadline: Option<Instant>) -> Self {
-        Self::new(state, Stage::Opening(opening), include_usage, deadline)
+    pub fn opening(
+        state: &AppState,
+        opening: Opening,
+        trace: Arc<Trace>,
+        include_usage: bool,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self::new(state, Stage::Opening(opening, trace), include_usage, deadline)
     }
 
     fn new(state: &AppState, stage: Stage, include_usage: bool, deadline: Option<Instant>) -> Self {
@@ -68,7 +74,7 @@ impl Pump {
     async fn frame(&mut self) -> Option<Bytes> {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Ended => None,
-            Stage::Opening(mut opening) => match tokio::time::timeout(self.keepalive, &mut opening).await {
+            Stage::Opening(mut opening, trace) => match tokio::time::timeout(self.keepalive, &mut opening).await {
                 Ok(Ok(opened)) => {
                     self.stage = Stage::Running(Box::new(opened));
                     self.watch.begin();
@@ -76,8 +82,9 @@ impl Pump {
                 }
                 Ok(Err(error)) => Some(error.event().into()),
                 Err(_) => {
-                    self.stage = Stage::Opening(opening);
-                    Some(Bytes::from_static(COMMENT))
+                    let place = trace.place(&self.watch.state().dispatcher);
+                    self.stage = Stage::Opening(opening, trace);
+                    Some(place.map_or(Bytes::from_static(COMMENT), waiting))
                 }
             },
             Stage::Running(mut opened) => {
@@ -150,6 +157,14 @@ impl Pump {
     }
 }
 
+/// A comment that tells one who waits for a slot how long that may take.
+fn waiting(place: Place) -> Bytes {
+    let wait = place
+        .wait_ms
+        .map_or(String::new(), |ms| format!(", about {} s", ms.div_ceil(1000)));
+    format!(": waiting for a slot, position {}{wait}\n", place.position).into()
+}
+
 impl Opened<Answer> {
     /// The worker has ended its answer with an error: whose words are for the log, since they may name paths of its host.
     pub fn failed(&mut self, error: wire::ErrorBody) {
@@ -167,8 +182,9 @@ impl Opened<Answer> {
     pub fn count(&mut self) {
         let progress = &self.reply.progress;
         let usage = progress.usage.unwrap_or_default();
-        self.entry
-            .tokens(usage.prompt_tokens, usage.completion_tokens.or(Some(progress.tokens)));
+        let tokens = usage.completion_tokens.unwrap_or(progress.tokens);
+        self.lease.generated(tokens.unsigned_abs());
+        self.entry.tokens(usage.prompt_tokens, Some(tokens));
     }
 }
 

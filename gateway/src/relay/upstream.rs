@@ -2,12 +2,11 @@
 //!
 //! No proxy from the environment, no redirects, no cookies; it never chooses a worker and never retries.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
-use tokio::time::Instant;
 use wire::{ErrorBody, WorkerKind, openai::parameters::Kind};
 
 use super::{Call, refusal};
@@ -20,40 +19,10 @@ use crate::{
     },
 };
 
-/// Retries are counted over this long.
-const RETRY_WINDOW: Duration = Duration::from_secs(10);
-
 /// One thread's connections to workers.
 #[derive(Debug, Clone)]
 pub struct Upstream {
     client: reqwest::Client,
-    retries: Arc<Retries>,
-}
-
-/// Retries of the current window; shared by all threads.
-#[derive(Debug, Default)]
-pub struct Retries(Mutex<Window>);
-
-#[derive(Debug, Default)]
-struct Window {
-    since: Option<Instant>,
-    count: usize,
-}
-
-impl Retries {
-    /// Takes one retry, if fewer than `most` were taken lately.
-    fn take(&self, most: usize, now: Instant) -> bool {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.since.is_none_or(|since| now - since > RETRY_WINDOW) {
-            *window = Window {
-                since: Some(now),
-                count: 0,
-            };
-        }
-        let is_affordable = window.count < most;
-        window.count += usize::from(is_affordable);
-        is_affordable
-    }
 }
 
 /// How an attempt failed before the first event.
@@ -97,7 +66,7 @@ impl From<Failure> for ApiError {
 
 impl Upstream {
     /// Connections for the thread whose runtime this is first used on.
-    pub fn new(relay: &config::Relay, resolver: Arc<Resolver>, retries: Arc<Retries>) -> reqwest::Result<Self> {
+    pub fn new(relay: &config::Relay, resolver: Arc<Resolver>) -> reqwest::Result<Self> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .dns_resolver(Pinned(resolver))
@@ -108,7 +77,7 @@ impl Upstream {
             .pool_max_idle_per_host(256)
             .pool_idle_timeout(Duration::from_secs(20))
             .build()?;
-        Ok(Self { client, retries })
+        Ok(Self { client })
     }
 
     /// Sends the call; a response of status 200 is the only success.
@@ -149,11 +118,6 @@ impl Upstream {
             ))),
             None => Ok(response),
         }
-    }
-
-    /// Takes a retry from the budget: a fifth of the open requests, or three, in ten seconds (Envoy's retry budget).
-    pub fn may_retry(&self, open: usize) -> bool {
-        self.retries.take((open / 5).max(3), Instant::now())
     }
 
     /// The client itself, for probes and model lists of attached servers.

@@ -44,6 +44,11 @@ impl Watch {
         }
     }
 
+    /// The handles it was made with.
+    pub fn state(&self) -> &AppState {
+        &self.state
+    }
+
     /// The first event has come now, after a wait of another kind.
     pub fn begin(&mut self) {
         self.last_event = Instant::now();

@@ -1,18 +1,40 @@
 //! Which worker takes a request: a pure function of what is known now.
 //!
-//! It never waits, claims nothing and reads no clock.
+//! The least work before it wins, measured by each worker's speed; a worker that has the request's context in its
+//! cache wins over that while it is not twice as far behind. It never waits, claims nothing and reads no clock.
 
-use wire::{ModelName, WorkerId, WorkerState};
+use std::{sync::Arc, time::Instant};
 
-use std::time::Instant;
+use wire::{Labels, ModelName, Reason, Verdict, WorkerId, WorkerState};
 
-use crate::registry::members::{Member, Members};
+use super::affinity::Home;
+use crate::registry::members::{Member, Members, Standing, Target};
+
+/// How much more work than the best may be before a worker that has the context.
+const WORTH_OF_CONTEXT: f32 = 2.0;
+/// Speeds within this ratio are the same speed: else the slightly faster of two equals would get everything.
+const SAME_SPEED: f32 = 1.25;
+
+/// What a request needs of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Need<'a> {
+    /// The model.
+    pub model: &'a ModelName,
+    /// Tokens it is expected to take.
+    pub tokens: u64,
+    /// Labels that the worker must have.
+    pub labels: &'a Labels,
+    /// Workers that have failed it already.
+    pub tried: &'a [WorkerId],
+    /// Where its context lies, if anywhere.
+    pub home: Option<Home>,
+}
 
 /// What the choice found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
     /// This worker has a free slot.
-    Worker(WorkerId),
+    Worker(WorkerId, Reason),
     /// Workers could take it, but all their slots are taken.
     Busy {
         /// Slots of all of them together.
@@ -24,115 +46,170 @@ pub enum Choice {
     Nobody,
 }
 
-/// The ready worker with the smallest share of its slots taken; among equals the one chosen longest ago.
-pub fn choose(members: &Members, model: &ModelName, tried: &[WorkerId], now: Instant) -> Choice {
-    let mut best: Option<&Member> = None;
-    let (mut slots, mut loading) = (0, false);
-    for member in members.serving(model).filter(|m| !tried.contains(&m.target.id)) {
-        match members.state(member, now) {
-            WorkerState::Ready => {
-                slots += member.slots;
-                if has_room(member) && best.is_none_or(|b| is_better(member, b)) {
-                    best = Some(member);
+/// A worker as it stood when a choice was made.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The worker.
+    pub target: Arc<Target>,
+    /// What the choice made of it.
+    pub verdict: Verdict,
+    /// Its score, of which the least wins.
+    pub score: f32,
+    /// Requests of ours it held.
+    pub in_flight: u32,
+    /// How many it takes at once.
+    pub slots: u32,
+    /// Tokens those requests were expected to take.
+    pub outstanding: u64,
+    /// Tokens per second of one slot, if known.
+    pub pace: Option<f32>,
+    /// Whether the request's context was there.
+    pub has_context: bool,
+}
+
+/// The best worker for a request; among equals the one chosen longest ago.
+pub fn choose(members: &Members, need: &Need<'_>, now: Instant) -> Choice {
+    let fleet = Fleet::of(members, need.model, now);
+    let mut best: Option<(f32, &Member)> = None;
+    let mut home: Option<(f32, &Member)> = None;
+    let (mut slots, mut loading, mut able) = (0, false, 0);
+    for member in members.serving(need.model) {
+        match fleet.verdict(member, need) {
+            Verdict::Passed => {
+                able += 1;
+                let score = fleet.score(member, need.tokens);
+                if best.is_none_or(|(least, b)| (score, member.last_chosen) < (least, b.last_chosen)) {
+                    best = Some((score, member));
+                }
+                if need.home.is_some_and(|home| home.worker == member.home()) {
+                    home = Some((score, member));
                 }
             }
-            WorkerState::Loading => loading = true,
+            Verdict::Busy | Verdict::OnTrial => slots += member.slots,
+            Verdict::Loading => loading = true,
             _ => {}
         }
     }
-    match best {
-        Some(member) => Choice::Worker(member.target.id.clone()),
-        None if slots > 0 => Choice::Busy { slots },
-        None if loading => Choice::Loading,
-        None => Choice::Nobody,
+    let Some((least, best)) = best else {
+        return match slots {
+            1.. => Choice::Busy { slots },
+            0 if loading => Choice::Loading,
+            0 => Choice::Nobody,
+        };
+    };
+    let id = |member: &Member| member.target.id.clone();
+    match (home, need.home) {
+        (Some((score, member)), Some(Home { by, .. })) if score <= least * WORTH_OF_CONTEXT => {
+            Choice::Worker(id(member), by)
+        }
+        _ if able == 1 => Choice::Worker(id(best), Reason::OnlyOne),
+        _ => Choice::Worker(id(best), Reason::LeastWork),
     }
 }
 
-fn has_room(member: &Member) -> bool {
-    // After an ejection one request goes first, to see whether the worker has recovered.
-    member.in_flight < if member.is_half_open() { 1 } else { member.slots }
+/// Whether any worker of the model could take anything now.
+pub fn has_room(members: &Members, model: &ModelName, now: Instant) -> bool {
+    let fleet = Fleet::of(members, model, now);
+    members.serving(model).any(|member| fleet.room(member).is_ok())
 }
 
-fn is_better(a: &Member, b: &Member) -> bool {
-    // in_flight / slots compared as cross products, so that no rounding makes unequals equal.
-    let load = |m: &Member, other: &Member| u64::from(m.in_flight) * u64::from(other.slots);
-    (load(a, b), a.last_chosen) < (load(b, a), b.last_chosen)
+/// All workers of the model as they stand now, of whom this one is chosen; for whoever asks why.
+pub fn survey(members: &Members, need: &Need<'_>, chosen: &WorkerId, now: Instant) -> Vec<Candidate> {
+    let fleet = Fleet::of(members, need.model, now);
+    let candidate = |member: &Member| Candidate {
+        target: member.target.clone(),
+        verdict: match fleet.verdict(member, need) {
+            Verdict::Passed if member.target.id == *chosen => Verdict::Chosen,
+            verdict => verdict,
+        },
+        score: fleet.score(member, need.tokens),
+        in_flight: member.in_flight,
+        slots: member.slots,
+        outstanding: member.outstanding,
+        pace: member.pace(),
+        has_context: need.home.is_some_and(|home| home.worker == member.home()),
+    };
+    members.serving(need.model).map(candidate).collect()
+}
+
+/// What is true of all workers of a model together.
+struct Fleet<'a> {
+    members: &'a Members,
+    now: Instant,
+    /// The mean speed of a slot, for workers whose own is not known.
+    pace: f32,
+    /// Nobody is left who was not ejected: then each is tried again with one request at once.
+    all_ejected: bool,
+}
+
+impl<'a> Fleet<'a> {
+    fn of(members: &'a Members, model: &ModelName, now: Instant) -> Self {
+        let (mut sum, mut known, mut ejected, mut open) = (0.0, 0_u16, false, false);
+        for member in members.serving(model) {
+            if let Some(pace) = member.pace() {
+                (sum, known) = (sum + pace, known + 1);
+            }
+            match members.standing(member, now) {
+                Standing::Open | Standing::HalfOpen => open = true,
+                Standing::Ejected => ejected = true,
+                Standing::Closed(_) => {}
+            }
+        }
+        Self {
+            members,
+            now,
+            pace: if known == 0 { 1.0 } else { sum / f32::from(known) },
+            all_ejected: ejected && !open,
+        }
+    }
+
+    /// Whether a worker has room for one more, or why not.
+    fn room(&self, member: &Member) -> Result<(), Verdict> {
+        let (most, full) = match self.members.standing(member, self.now) {
+            Standing::Open => (member.slots, Verdict::Busy),
+            Standing::HalfOpen => (1, Verdict::OnTrial),
+            Standing::Ejected if self.all_ejected => (1, Verdict::OnTrial),
+            Standing::Ejected => (0, Verdict::Ejected),
+            Standing::Closed(state) => (0, closed(state)),
+        };
+        if member.in_flight < most { Ok(()) } else { Err(full) }
+    }
+
+    /// What is to be made of a worker; [`Verdict::Passed`] if it could take the request.
+    fn verdict(&self, member: &Member, need: &Need<'_>) -> Verdict {
+        if need.tried.contains(&member.target.id) {
+            return Verdict::Tried;
+        }
+        if need
+            .labels
+            .iter()
+            .any(|(key, value)| member.labels.get(key) != Some(value))
+        {
+            return Verdict::Unlabelled;
+        }
+        self.room(member).err().unwrap_or(Verdict::Passed)
+    }
+
+    /// Tokens before and of a request, by the speed of the worker; in seconds if speeds are known.
+    #[expect(clippy::cast_precision_loss, reason = "a score needs no more precision")]
+    fn score(&self, member: &Member, tokens: u64) -> f32 {
+        let pace = member.pace().unwrap_or(self.pace);
+        let step = (pace.ln() / SAME_SPEED.ln()).round();
+        let speed = SAME_SPEED.powf(step) * member.slots as f32 * member.weight;
+        (member.outstanding + tokens.max(1)) as f32 / speed
+    }
+}
+
+fn closed(state: WorkerState) -> Verdict {
+    match state {
+        WorkerState::Loading => Verdict::Loading,
+        WorkerState::Draining => Verdict::Draining,
+        WorkerState::Ready | WorkerState::Suspect => Verdict::Suspect,
+        WorkerState::Lost => Verdict::Lost,
+        WorkerState::Quarantined => Verdict::Quarantined,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use wire::WorkerKind;
-
-    use super::*;
-    use crate::registry::members::{Event, Limits, Outcome, Target};
-
-    fn fleet(workers: &[(&str, u32, u32, WorkerState)]) -> (Members, Instant) {
-        let now = Instant::now();
-        let mut members = Members::new(Limits {
-            silence: Duration::from_secs(15),
-        });
-        for (id, slots, in_flight, state) in workers {
-            let target = Target {
-                id: id.parse().unwrap(),
-                epoch: 1,
-                kind: WorkerKind::Own,
-                url: String::new(),
-                bearer: None,
-            };
-            let mut member = Member::new(target, vec!["m".parse().unwrap()], *slots, now);
-            member.in_flight = *in_flight;
-            member.reported = *state;
-            members.apply(Event::Joined(Box::new(member)), now).unwrap();
-        }
-        (members, now)
-    }
-
-    fn pick(members: &Members, tried: &[&str], now: Instant) -> Choice {
-        let tried: Vec<WorkerId> = tried.iter().map(|t| t.parse().unwrap()).collect();
-        choose(members, &"m".parse().unwrap(), &tried, now)
-    }
-
-    fn worker(id: &str) -> Choice {
-        Choice::Worker(id.parse().unwrap())
-    }
-
-    use WorkerState::{Draining, Loading, Ready};
-
-    #[test]
-    fn the_least_loaded_worker_is_chosen_by_share_of_its_slots() {
-        let (members, now) = fleet(&[("a", 4, 2, Ready), ("b", 16, 4, Ready), ("c", 1, 1, Ready)]);
-        assert_eq!(pick(&members, &[], now), worker("b"));
-        assert_eq!(pick(&members, &["b"], now), worker("a"));
-    }
-
-    #[test]
-    fn equal_workers_take_turns() {
-        let (mut members, now) = fleet(&[("a", 1, 0, Ready), ("b", 1, 0, Ready)]);
-        members.get_mut(&"a".parse().unwrap()).unwrap().last_chosen = 1;
-        assert_eq!(pick(&members, &[], now), worker("b"));
-        members.get_mut(&"b".parse().unwrap()).unwrap().last_chosen = 2;
-        assert_eq!(pick(&members, &[], now), worker("a"));
-    }
-
-    #[test]
-    fn busy_loading_and_nobody_are_three_answers() {
-        let (members, now) = fleet(&[("a", 2, 2, Ready), ("b", 1, 0, Draining)]);
-        assert_eq!(pick(&members, &[], now), Choice::Busy { slots: 2 });
-        let (members, now) = fleet(&[("a", 2, 0, Loading), ("b", 1, 0, Draining)]);
-        assert_eq!(pick(&members, &[], now), Choice::Loading);
-        assert_eq!(pick(&members, &["a"], now), Choice::Nobody);
-        assert_eq!(choose(&members, &"other".parse().unwrap(), &[], now), Choice::Nobody);
-    }
-
-    #[test]
-    fn a_silent_or_broken_worker_is_not_chosen() {
-        let (mut members, now) = fleet(&[("a", 1, 0, Ready)]);
-        assert_eq!(pick(&members, &[], now + Duration::from_secs(16)), Choice::Nobody);
-        members
-            .apply(Event::Ended("a".parse().unwrap(), 1, Outcome::Broken, None), now)
-            .unwrap();
-        assert_eq!(pick(&members, &[], now), Choice::Nobody);
-    }
-}
+#[path = "choose_tests.rs"]
+mod tests;

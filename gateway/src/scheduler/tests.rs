@@ -2,11 +2,13 @@
 
 use wire::WorkerKind;
 
-use super::*;
+use super::{trace::Subject, *};
+use crate::registry::members::Member;
 
 fn dispatcher(places_per_slot: u32, wait: Duration) -> Arc<Dispatcher> {
     let limits = Limits {
         silence: Duration::from_secs(15),
+        stall: Duration::from_secs(120),
     };
     Arc::new(Dispatcher::new(limits, QueueLimits { places_per_slot, wait }))
 }
@@ -27,11 +29,31 @@ fn model() -> ModelName {
     "m".parse().unwrap()
 }
 
+fn request(dispatcher: &Dispatcher, key: &str) -> Request {
+    let subject = Subject {
+        id: "req".into(),
+        correlation: "req".into(),
+        model: model(),
+        priority: Priority::Normal,
+        tokens: 10,
+        labels: Labels::new(),
+    };
+    Request {
+        key: key.into(),
+        priority: Priority::Normal,
+        tokens: 10,
+        labels: Labels::new(),
+        context: Context::default(),
+        trace: dispatcher.traces.follow(subject),
+    }
+}
+
 async fn ask(dispatcher: &Arc<Dispatcher>, key: &str) -> Result<Lease, NoSlot> {
+    let request = request(dispatcher, key);
     dispatcher
         .acquire(Ask {
             model: &model(),
-            key,
+            request: &request,
             tried: &[],
         })
         .await
@@ -46,7 +68,10 @@ async fn two_requests_and_one_free_slot_admit_one() {
     let dispatcher = dispatcher(0, Duration::from_secs(30));
     join(&dispatcher, "a", 1, 1);
     let lease = ask(&dispatcher, "k").await.unwrap();
-    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::QueueFull);
+    assert_eq!(
+        ask(&dispatcher, "k").await.unwrap_err(),
+        NoSlot::QueueFull { wait: None }
+    );
     drop(lease);
     assert_eq!(in_flight(&dispatcher), 0);
     ask(&dispatcher, "k").await.unwrap();
@@ -74,8 +99,14 @@ async fn a_wait_ends_after_its_time_and_the_place_is_free_again() {
     let dispatcher = dispatcher(1, Duration::from_secs(30));
     join(&dispatcher, "a", 1, 1);
     let _lease = ask(&dispatcher, "k").await.unwrap();
-    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::QueueTimeout);
-    assert_eq!(ask(&dispatcher, "k").await.unwrap_err(), NoSlot::QueueTimeout);
+    assert_eq!(
+        ask(&dispatcher, "k").await.unwrap_err(),
+        NoSlot::QueueTimeout { wait: None }
+    );
+    assert_eq!(
+        ask(&dispatcher, "k").await.unwrap_err(),
+        NoSlot::QueueTimeout { wait: None }
+    );
 }
 
 #[tokio::test(start_paused = true)]

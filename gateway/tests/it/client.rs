@@ -106,6 +106,14 @@ impl Hive {
         )
     }
 
+    /// A new key on these terms, beside its name and scope: its text.
+    pub async fn key_with(&self, terms: Value) -> String {
+        let mut new = json!({"name": "a test's", "scopes": ["infer"]});
+        new.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
+        let made = self.on_control("POST", "/control/v1/keys").json(&new);
+        Reply::to(made).await.json().await["key"].as_str().unwrap().to_owned()
+    }
+
     /// The latest requests in the books.
     pub async fn requests(&self) -> Vec<Value> {
         Reply::to(self.on_control("GET", "/control/v1/requests?limit=1000"))

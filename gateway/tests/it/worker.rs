@@ -37,6 +37,7 @@ pub struct Joining<'a> {
     slots: u32,
     state: WorkerState,
     facts: ModelFacts,
+    labels: Value,
     scripts: Vec<Script>,
 }
 
@@ -50,6 +51,7 @@ impl Hive {
             slots: 1,
             state: WorkerState::Ready,
             facts: ModelFacts::default(),
+            labels: json!({}),
             scripts: vec![Script::says(&["Hel", "lo"])],
         }
     }
@@ -106,6 +108,12 @@ impl Joining<'_> {
         self
     }
 
+    /// What an operator calls it.
+    pub fn labels(mut self, labels: Value) -> Self {
+        self.labels = labels;
+        self
+    }
+
     /// What it answers; of several, one each in turn and the last one from then on.
     pub fn script(mut self, scripts: impl IntoIterator<Item = Script>) -> Self {
         self.scripts = scripts.into_iter().collect();
@@ -126,6 +134,7 @@ impl Joining<'_> {
         registration["slots"] = json!(self.slots);
         registration["state"] = json!(self.state);
         registration["facts"] = json!(self.facts);
+        registration["labels"] = self.labels;
         let reply = self.hive.register(token, &registration).await;
         let registered: Registered = serde_json::from_value(reply.json().await).unwrap();
         let beat = Heartbeat {

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use wire::{CreatedKey, KeyLimits, KeyView, ModelName, NewKey, RotateKey};
+use wire::{CreatedKey, KeyLimits, KeyView, ModelName, NewKey, Priority, RotateKey};
 
 use crate::{
     cli::{CreateKey, KeysCommand},
@@ -75,6 +75,8 @@ fn new(args: CreateKey) -> NewKey {
         },
         expires_in_s: args.expires.map(|time| time.as_secs()),
         trusted: args.trusted,
+        priority: args.priority,
+        labels: args.labels.into_iter().collect(),
     }
 }
 
@@ -114,6 +116,8 @@ fn facts(key: &KeyView) -> Vec<(&'static str, String)> {
         key.owner.clone().map(|owner| ("owner", owner)),
         key.trusted
             .then(|| ("trusted", "to name the person it asks for".to_owned())),
+        (key.priority != Priority::Normal).then(|| ("priority", key.priority.as_str().to_owned())),
+        (!key.labels.is_empty()).then(|| ("workers", labels(key))),
         (key.family != key.id).then(|| ("rotated from", key.family.clone())),
         key.last_used_at_ms.map(|at_ms| ("last used", date(at_ms))),
         limit("requests per minute", limits.requests_per_minute.map(u64::from)),
@@ -131,6 +135,11 @@ fn scopes(key: &KeyView) -> String {
         .map(|scope| scope.as_str())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+fn labels(key: &KeyView) -> String {
+    let labels = key.labels.iter().map(|(name, value)| format!("{name}={value}"));
+    labels.collect::<Vec<_>>().join(" ")
 }
 
 fn models(key: &KeyView) -> String {

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod chat;
 pub mod doctor;
 pub mod down;
+pub mod explain;
 pub mod jobs;
 pub mod keys;
 pub mod models;
@@ -71,6 +72,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
         Command::RemoteExec => Box::pin(interruptible(remote_exec::run(config))).await,
         Command::Jobs(JobsCommand::List { limit }) => interruptible(jobs::list(limit, config, output)).await,
         Command::Jobs(JobsCommand::Cancel { id }) => interruptible(jobs::cancel(&id, config, output)).await,
+        Command::Explain { id } => interruptible(explain::run(&id, config, output)).await,
         Command::Keys(command) => interruptible(keys::run(command, config, output)).await,
         Command::Token(command) => interruptible(token::run(command, config, output)).await,
         Command::Audit(command) => audit::run(command, config, output, &mut signals()?).await,
@@ -83,6 +85,7 @@ fn speaks_to_a_gateway(command: &Command) -> bool {
     matches!(
         command,
         Command::Jobs(_)
+            | Command::Explain { .. }
             | Command::Chat(_)
             | Command::Keys(_)
             | Command::Token(_)

@@ -151,6 +151,8 @@ async fn worker(args: &Up, config: &Config, output: &Output) -> Result<(WorkerSp
         threads: args.threads,
         port: None,
         script: args.script.as_deref().map(super::worker::absolute).transpose()?,
+        labels: wire::Labels::new(),
+        weight: None,
         gateway: String::new(),
     };
     Ok((spec, fetched))

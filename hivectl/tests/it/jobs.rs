@@ -173,3 +173,30 @@ fn a_full_disk_behind_stdout_is_told() {
     assert_eq!(ended.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&ended.stderr).contains("could not be written to stdout"));
 }
+
+#[test]
+fn explain_tells_why_a_job_went_where_it_did() {
+    let house = House::new();
+    house.up(&[]);
+    let ended = house
+        .run(&["jobs", "submit", "--model", "echo", "--prompt", "one two"])
+        .expect(0);
+    let id = ended.stderr.trim().to_owned();
+    let told = house.run(&["explain", &id]).expect(0).stdout;
+    for part in [
+        &*id,
+        "normal priority, about ",
+        "waiting for a slot",
+        "to the first token",
+        "Attempt 1: scripted-0 (epoch 1), because no other could take it.",
+        "chosen",
+        "tokens ahead",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let told = house.json(&["explain", &id]);
+    assert_eq!(told["request"]["id"], *id);
+    assert_eq!(told["decision"]["attempts"][0]["candidates"][0]["verdict"], "chosen");
+    house.run(&["explain", "nothing"]).expect(2);
+    house.run(&["explain", "../keys"]).expect(2);
+}

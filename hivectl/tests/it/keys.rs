@@ -39,8 +39,8 @@ fn a_key_works_until_it_is_revoked_and_its_secret_is_shown_once() {
 fn a_key_on_terms_is_rotated_and_shown_with_them() {
     let house = House::new();
     house.up(&[]);
-    let terms =
-        "--owner ann --model m1 --model m2 --expires 30d --requests-per-minute 60 --token-budget 1000 --trusted";
+    let terms = "--owner ann --model m1 --model m2 --expires 30d --requests-per-minute 60 --token-budget 1000 --trusted \
+         --priority high --worker-label zone=a";
     let create: Vec<&str> = ["keys", "create", "laptop"]
         .into_iter()
         .chain(terms.split(' '))
@@ -56,6 +56,8 @@ fn a_key_on_terms_is_rotated_and_shown_with_them() {
         "requests per minute  60",
         "token budget         1000",
         "trusted",
+        "priority             high",
+        "workers              zone=a",
     ] {
         assert!(shown.contains(fact), "{shown}");
     }

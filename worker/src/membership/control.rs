@@ -88,6 +88,8 @@ impl Control {
             host: host_name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: worker.state(),
+            labels: worker.labels.clone(),
+            weight: worker.weight,
             facts: worker.facts(),
         };
         worker.epoch.send_modify(|epoch| epoch.changing = true);

@@ -115,6 +115,7 @@ fn forgotten(run: &WorkerRun) -> WorkerView {
         host: "localhost".to_owned(),
         slots: run.spec.slots.unwrap_or(0),
         in_flight: 0,
+        outstanding_tokens: 0,
         epoch: 0,
         kind: WorkerKind::Own,
         device: run.spec.device.clone(),
@@ -122,6 +123,8 @@ fn forgotten(run: &WorkerRun) -> WorkerView {
         message: None,
         tokens_per_second: None,
         memory_bytes: None,
+        labels: run.spec.labels.clone(),
+        weight: run.spec.weight.unwrap_or(1.0),
         silent_ms: 0,
         version: String::new(),
         facts: ModelFacts::default(),
@@ -137,6 +140,14 @@ pub fn show(views: &[WorkerView], output: &Output) {
     }
 }
 
+/// A worker's labels, and its weight if it has one of its own.
+fn labels(view: &WorkerView) -> String {
+    let labels = view.labels.iter().map(|(name, value)| format!("{name}={value}"));
+    let weight = (view.weight - 1.0).abs() > f32::EPSILON;
+    let weight = weight.then(|| format!("weight={}", view.weight));
+    labels.chain(weight).collect::<Vec<_>>().join(" ")
+}
+
 /// Workers for a person to read.
 pub fn table(views: &[WorkerView], output: &Output) {
     let headers = [
@@ -147,6 +158,7 @@ pub fn table(views: &[WorkerView], output: &Output) {
         "host",
         "busy",
         "tokens/s",
+        "labels",
         "what it says",
     ];
     let row = |view: &WorkerView| {
@@ -163,6 +175,7 @@ pub fn table(views: &[WorkerView], output: &Output) {
             format!("{}/{}", view.in_flight, view.slots),
             view.tokens_per_second
                 .map_or_else(|| "-".to_owned(), |speed| format!("{speed:.0}")),
+            labels(view),
             progress + view.message.as_deref().unwrap_or_default(),
         ]
     };
@@ -185,6 +198,8 @@ async fn attach(args: AttachServer, config: &Config, output: &Output) -> Result<
         api_key: api_key.map(|key| key.expose_secret().to_owned()),
         id: args.name,
         slots: args.slots,
+        labels: args.labels.into_iter().collect(),
+        weight: args.weight,
     };
     let view = Gateway::find(config)?.attach(&attach).await?;
     if output.is_json() {

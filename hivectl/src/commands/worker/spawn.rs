@@ -87,6 +87,8 @@ pub async fn specify(
         threads: args.threads,
         port: args.port,
         script: args.script.as_deref().map(absolute).transpose()?,
+        labels: args.labels.into_iter().collect(),
+        weight: args.weight,
         gateway,
     })
 }
