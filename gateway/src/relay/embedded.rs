@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
-use wire::{WorkerKind, openai::parameters::Kind};
+use wire::{
+    WorkerKind,
+    openai::{Body, EmbeddingRequest, Encoding, parameters::Kind},
+};
 
 use super::{
     Call, Reply, mend, refusal,
@@ -39,7 +42,7 @@ impl Reply for Embedded {
         let mut json = read_all(response, LARGEST).await?;
         if target.kind == WorkerKind::Attached {
             let value: Value = serde_json::from_slice(&json).map_err(|error| no_json(&error))?;
-            let mended = mend::embeddings(value, &call.model).map_err(Failure::Bad)?;
+            let mended = mend::embeddings(value, &call.model, encoding(call)).map_err(Failure::Bad)?;
             json = serde_json::to_vec(&mended).unwrap_or_default().into();
         }
         let counted: Counted = serde_json::from_slice(&json).map_err(|error| no_json(&error))?;
@@ -48,6 +51,12 @@ impl Reply for Embedded {
             prompt_tokens: counted.usage.and_then(|usage| usage.prompt_tokens),
         })
     }
+}
+
+/// How the client reads vectors; the body was sound when it was admitted.
+fn encoding(call: &Call) -> Encoding {
+    let body = Body::read(&call.body);
+    body.map_or(Encoding::Float, |body| EmbeddingRequest::examine(&body).0.encoding)
 }
 
 fn no_json(error: &serde_json::Error) -> Failure {

@@ -116,6 +116,7 @@ async fn an_attached_servers_vectors_are_mended_and_its_lack_of_them_is_told() {
         None,
         vec![
             Script::answers(200, "application/json; charset=utf-8", &strayed.to_string()),
+            Script::answers(200, "application/json", &strayed.to_string()),
             Script::answers(404, "text/plain", "404 page not found"),
         ],
     )
@@ -127,6 +128,10 @@ async fn an_attached_servers_vectors_are_mended_and_its_lack_of_them_is_told() {
     let list = hive.embedding("x").send().await.json().await;
     shapes::embeddings(&list);
     assert_eq!((&list["model"], &list["data"][1]["index"]), (&json!("x"), &json!(1)));
+    // OpenAI's SDKs ask for base64 unasked, and take what comes for that.
+    let ask = hive.embedding("x").with("encoding_format", json!("base64"));
+    let encoded = ask.send().await.json().await;
+    assert_eq!(encoded["data"][0]["embedding"], "AAAAPw==");
     for _ in 0..4 {
         let error = hive.embedding("x").send().await.refused(400, "invalid_request").await;
         assert!(error["message"].as_str().unwrap().contains("embeddings"), "{error}");

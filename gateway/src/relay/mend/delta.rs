@@ -9,6 +9,8 @@ pub struct Said {
     begun: bool,
     /// The calls that have begun, by their index; the server's ids, to tell them apart if it has no indexes.
     calls: Vec<Option<String>>,
+    /// Characters of the tokens whose log-probabilities have come.
+    pub offset: u64,
 }
 
 impl Said {
@@ -19,14 +21,20 @@ impl Said {
 
     /// A delta, or a whole message, as a client may see it.
     pub fn delta(&mut self, mut delta: Map<String, Value>, own_id: &str) -> Map<String, Value> {
+        // No text is nothing, but in the first delta.
         let content = delta.remove("content").and_then(text);
+        let content = content.filter(|text| !self.begun || !text.is_empty());
         let calls = match delta.remove("tool_calls") {
             Some(Value::Array(calls)) => calls,
             _ => Vec::new(),
         };
         let calls: Vec<Value> = calls.into_iter().filter_map(|call| self.call(call, own_id)).collect();
-        delta.retain(|_, value| !value.is_null());
         delta.remove("role");
+        delta.retain(|key, value| match key.as_str() {
+            "refusal" | "reasoning_content" | "reasoning" => value.is_string(),
+            "function_call" => value.is_object(),
+            _ => !value.is_null(),
+        });
         if !self.begun {
             self.begun = true;
             delta.insert("role".into(), "assistant".into());
@@ -102,39 +110,75 @@ pub fn text(content: Value) -> Option<String> {
     }
 }
 
-/// Log-probabilities in OpenAI's form; some servers send one token's alone.
+/// A chat's log-probabilities in OpenAI's form; some servers send one token's alone.
 pub fn logprobs(logprobs: Value) -> Option<Value> {
     let Value::Object(mut logprobs) = logprobs else {
         return None;
     };
     if logprobs.contains_key("token") {
-        let token = token(Value::Object(logprobs));
+        let token = token(logprobs.into())?;
         return Some(json!({"content": [token], "refusal": null}));
     }
-    if let Some(Value::Array(tokens)) = logprobs.get_mut("content") {
-        *tokens = std::mem::take(tokens).into_iter().map(token).collect();
-    }
-    logprobs.entry("content").or_insert(Value::Null);
-    logprobs.entry("refusal").or_insert(Value::Null);
-    Some(logprobs.into())
+    let mut list = |key: &str| tokens(logprobs.remove(key)).map(Value::from).unwrap_or_default();
+    let (content, refusal) = (list("content"), list("refusal"));
+    (content != refusal).then(|| json!({"content": content, "refusal": refusal}))
 }
 
-/// A token with the keys that must be there.
-fn token(mut token: Value) -> Value {
-    if let Value::Object(fields) = &mut token {
-        fields.entry("bytes").or_insert(Value::Null);
-        let others = match fields.remove("top_logprobs") {
-            Some(Value::Array(others)) => others,
-            _ => Vec::new(),
+/// A completion's log-probabilities in its older form: lists side by side. Some servers send a chat's; then `offset`
+/// counts the characters before.
+pub fn older_logprobs(logprobs: Value, offset: &mut u64) -> Value {
+    let Value::Object(mut logprobs) = logprobs else {
+        return Value::Null;
+    };
+    let Some(tokens) = tokens(logprobs.remove("content")) else {
+        logprobs.retain(|_, list| list.is_array());
+        return if logprobs.contains_key("tokens") {
+            logprobs.into()
+        } else {
+            Value::Null
         };
-        let others = others.into_iter().map(|mut other| {
-            if let Value::Object(fields) = &mut other {
-                fields.entry("bytes").or_insert(Value::Null);
-            }
-            other
-        });
-        let others: Vec<Value> = others.collect();
-        fields.insert("top_logprobs".into(), others.into());
+    };
+    let name = |token: &Value| token["token"].as_str().unwrap_or_default().to_owned();
+    let offsets = tokens.iter().map(|token| {
+        let at = *offset;
+        *offset += name(token).chars().count() as u64;
+        at
+    });
+    let offsets: Vec<u64> = offsets.collect();
+    let rivals = tokens.iter().map(|token| {
+        let rivals = token["top_logprobs"].as_array().into_iter().flatten();
+        let rivals: Map<String, Value> = rivals.map(|rival| (name(rival), rival["logprob"].clone())).collect();
+        Value::from(rivals)
+    });
+    json!({
+        "tokens": tokens.iter().map(name).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| &token["logprob"]).collect::<Vec<_>>(),
+        "top_logprobs": rivals.collect::<Vec<_>>(),
+        "text_offset": offsets,
+    })
+}
+
+fn tokens(list: Option<Value>) -> Option<Vec<Value>> {
+    match list {
+        Some(Value::Array(list)) => Some(list.into_iter().filter_map(token).collect()),
+        _ => None,
     }
-    token
+}
+
+/// A token with its rivals, and the keys that must be there; what is none is left out.
+fn token(token: Value) -> Option<Value> {
+    let mut token = candidate(token)?;
+    let rivals = match token.remove("top_logprobs") {
+        Some(Value::Array(rivals)) => rivals.into_iter().filter_map(candidate).map(Value::from).collect(),
+        _ => Vec::new(),
+    };
+    token.insert("top_logprobs".into(), rivals.into());
+    Some(token.into())
+}
+
+fn candidate(token: Value) -> Option<Map<String, Value>> {
+    let Value::Object(mut token) = token else { return None };
+    let bytes = token.remove("bytes").filter(Value::is_array).unwrap_or_default();
+    token.insert("bytes".into(), bytes);
+    (token.get("token")?.is_string() && token.get("logprob")?.is_number()).then_some(token)
 }

@@ -4,6 +4,9 @@
 //! what it does not know stays; nothing is made up that a client could take for the model's words or counts.
 
 mod delta;
+mod vectors;
+
+pub use self::vectors::embeddings;
 
 use std::collections::BTreeMap;
 
@@ -148,7 +151,8 @@ impl Mender {
         if self.kind == Kind::Completions {
             let text = choice.remove("text").and_then(delta::text).unwrap_or_default();
             choice.insert("text".into(), text.into());
-            choice.entry("logprobs").or_insert(Value::Null);
+            let logprobs = choice.remove("logprobs").unwrap_or_default();
+            choice.insert("logprobs".into(), delta::older_logprobs(logprobs, &mut said.offset));
         } else {
             let delta = choice.remove("delta").or_else(|| choice.remove("message"));
             let delta = match delta {
@@ -225,37 +229,6 @@ fn usage(usage: Value) -> Option<Value> {
         usage.insert(key.into(), count.into());
     }
     Some(usage.into())
-}
-
-/// An answer with embeddings as a client may see it.
-pub fn embeddings(answer: Value, model: &ModelName) -> Result<Value, String> {
-    let Value::Object(mut answer) = answer else {
-        return Err("it answered what is no object".into());
-    };
-    let Some(Value::Array(data)) = answer.get_mut("data") else {
-        return Err("it answered without `data`".into());
-    };
-    for (place, embedding) in data.iter_mut().enumerate() {
-        let Value::Object(embedding) = embedding else {
-            return Err("an entry of its `data` is no object".into());
-        };
-        embedding.insert("object".into(), "embedding".into());
-        if embedding.get("index").and_then(Value::as_u64).is_none() {
-            embedding.insert("index".into(), place.into());
-        }
-    }
-    if let Some(Value::Object(usage)) = answer.get_mut("usage")
-        && let Some(prompt) = usage.get("prompt_tokens").and_then(Value::as_u64)
-    {
-        *usage = Map::from_iter([
-            ("prompt_tokens".to_owned(), prompt.into()),
-            ("total_tokens".to_owned(), prompt.into()),
-        ]);
-    }
-    answer.retain(|_, value| !value.is_null());
-    answer.insert("object".into(), "list".into());
-    answer.insert("model".into(), model.as_str().into());
-    Ok(answer.into())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What attached servers send, and what clients see of it.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn mender() -> Mender {
@@ -37,6 +39,14 @@ fn a_bare_chunk_gets_what_every_chunk_must_have() {
         json!({"content": "b", "reasoning_content": "hm"})
     );
     assert_eq!(second["choices"][0]["finish_reason"], Value::Null);
+    let last = mend(
+        &mut mender,
+        json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]}),
+    );
+    assert_eq!(
+        last["choices"],
+        json!([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    );
 }
 
 #[test]
@@ -133,6 +143,23 @@ fn one_tokens_logprobs_become_a_list() {
 }
 
 #[test]
+fn a_completion_gets_the_older_logprobs_whatever_form_they_had() {
+    let mut mender = Mender::new(Kind::Completions, &"asked".parse().unwrap(), "req_1");
+    let token = |token: &str| json!({"id": 7, "token": token, "logprob": -0.5, "top_logprobs": [{"token": "é", "logprob": -1.0}]});
+    let mut told = |logprobs: Value| {
+        let chunk = json!({"choices": [{"text": "x", "logprobs": logprobs}]});
+        mend(&mut mender, chunk)["choices"][0]["logprobs"].clone()
+    };
+    let older = |token: &str, at: u64| json!({"tokens": [token], "token_logprobs": [-0.5], "top_logprobs": [{"é": -1.0}], "text_offset": [at]});
+    assert_eq!(told(json!({"content": [token("né")]})), older("né", 0));
+    assert_eq!(told(json!({"content": [token("x")]})), older("x", 2));
+    assert_eq!(told(older("y", 9)), older("y", 9));
+    for none in [json!(null), json!([]), json!({"x": 1}), json!("x")] {
+        assert_eq!(told(none), Value::Null);
+    }
+}
+
+#[test]
 fn an_answer_in_one_piece_becomes_the_chunks_it_would_have_been() {
     let mut mender = mender();
     let piece = json!({"id": "x", "created": 5, "object": "chat.completion", "choices": [
@@ -174,18 +201,6 @@ fn completions_keep_their_own_shape() {
     );
 }
 
-#[test]
-fn embeddings_get_their_places_and_the_name_that_was_asked_for() {
-    let answer = json!({"data": [{"embedding": [1.0]}, {"embedding": [2.0], "index": 1}], "model": "theirs", "usage": {"prompt_tokens": 4}});
-    assert_eq!(
-        embeddings(answer, &"asked".parse().unwrap()).unwrap(),
-        json!({"object": "list", "model": "asked", "data": [
-            {"object": "embedding", "index": 0, "embedding": [1.0]}, {"object": "embedding", "index": 1, "embedding": [2.0]}],
-            "usage": {"prompt_tokens": 4, "total_tokens": 4}})
-    );
-    assert!(embeddings(json!({"error": "x"}), &"asked".parse().unwrap()).is_err());
-}
-
 /// Values of every kind in the places where servers put theirs.
 #[test]
 fn no_chunk_makes_it_panic() {
@@ -210,11 +225,151 @@ fn no_chunk_makes_it_panic() {
                 let _ = (mender.mend(chunk.clone()), mender.mend(chunk), mender.last());
                 let _ = (
                     mender.mend(a.clone()),
-                    embeddings(json!({"data": a, "usage": b}), &"m".parse().unwrap()),
+                    embeddings(
+                        json!({"data": [{"embedding": a, "index": b}], "usage": b}),
+                        &"m".parse().unwrap(),
+                        wire::openai::Encoding::Float,
+                    ),
                 );
             }
         }
     }
     let many = json!({"choices": [{"index": 1024, "delta": {}}]});
     assert!(mender().mend(many).is_err());
+}
+
+/// Any JSON, with the names that matter here.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (0..3_u64).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-c]{0,3}".prop_map(Value::from),
+        prop_oneof![Just("stop"), Just("length"), Just("tool"), Just("error")].prop_map(Value::from),
+    ];
+    let names = [
+        "index",
+        "delta",
+        "message",
+        "text",
+        "content",
+        "role",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "id",
+        "type",
+        "logprobs",
+        "token",
+        "logprob",
+        "bytes",
+        "top_logprobs",
+        "refusal",
+        "finish_reason",
+        "usage",
+        "choices",
+        "prompt_tokens",
+        "completion_tokens",
+        "created",
+        "tokens",
+        "token_logprobs",
+        "text_offset",
+        "x",
+    ];
+    leaf.prop_recursive(6, 48, 5, move |inner| {
+        let name = proptest::sample::select(names.to_vec());
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::vec((name, inner), 0..7)
+                .prop_map(|fields| Value::Object(fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())),
+        ]
+    })
+}
+
+/// What every chunk has, whatever the server sent.
+fn strict(kind: Kind, chunk: &Value) -> Result<(), TestCaseError> {
+    prop_assert!(
+        chunk["id"].is_string() && chunk["created"].is_u64() && chunk["model"] == "asked",
+        "{chunk}"
+    );
+    for choice in chunk["choices"].as_array().unwrap() {
+        prop_assert!(choice["index"].is_u64(), "{choice}");
+        let reasons = ["stop", "length", "tool_calls", "content_filter", "function_call"];
+        let reason = choice.get("finish_reason").unwrap();
+        prop_assert!(
+            reason.is_null() || reasons.contains(&reason.as_str().unwrap_or_default()),
+            "{choice}"
+        );
+        let logprobs = choice.get("logprobs").filter(|logprobs| !logprobs.is_null());
+        if kind == Kind::Completions {
+            prop_assert!(
+                choice["text"].is_string() && choice.get("logprobs").is_some(),
+                "{choice}"
+            );
+            let told = logprobs.is_none_or(|logprobs| logprobs.as_object().unwrap().values().all(Value::is_array));
+            prop_assert!(told, "{choice}");
+            continue;
+        }
+        let delta = &choice["delta"];
+        prop_assert!(
+            delta.is_object() && delta.get("role").is_none_or(|role| role == "assistant"),
+            "{choice}"
+        );
+        let text = |key| delta.get(key).is_none_or(|value: &Value| value.is_string());
+        prop_assert!(
+            delta.get("content").is_none_or(|c| c.is_string() || c.is_null()) && text("refusal"),
+            "{choice}"
+        );
+        for call in delta
+            .get("tool_calls")
+            .iter()
+            .flat_map(|calls| calls.as_array().unwrap())
+        {
+            prop_assert!(
+                call["index"].is_u64() && call["function"]["arguments"].is_string(),
+                "{call}"
+            );
+            let named = [call.get("id"), call.get("type"), call["function"].get("name")];
+            let strings = named.iter().all(|value| value.is_some_and(Value::is_string));
+            prop_assert!(strings || named == [None; 3], "{call}");
+        }
+        for token in logprobs
+            .iter()
+            .flat_map(|logprobs| logprobs["content"].as_array().into_iter().flatten())
+        {
+            for one in token["top_logprobs"].as_array().unwrap().iter().chain([token]) {
+                prop_assert!(one["token"].is_string() && one["logprob"].is_number(), "{token}");
+                prop_assert!(one["bytes"].is_array() || one["bytes"] == Value::Null, "{token}");
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #[test]
+    fn whatever_comes_in_what_goes_out_is_of_openais_shape(chunks in proptest::collection::vec(any_json(), 1..5)) {
+        for kind in [Kind::Chat, Kind::Completions] {
+            let mut mender = Mender::new(kind, &"asked".parse().unwrap(), "req_1");
+            for chunk in &chunks {
+                let wrapped = json!({"choices": [chunk], "usage": chunk});
+                for chunk in [chunk.clone(), wrapped.clone()] {
+                    if let Ok(Some(mended)) = mender.mend(chunk) {
+                        strict(kind, &mended)?;
+                    }
+                }
+                for mended in mender.split(wrapped).into_iter().flatten() {
+                    strict(kind, &mended)?;
+                }
+            }
+            if let Some(last) = mender.last() {
+                let usage = &last["usage"];
+                prop_assert!(usage["prompt_tokens"].is_u64() && usage["total_tokens"].is_u64(), "{last}");
+            }
+        }
+    }
 }
