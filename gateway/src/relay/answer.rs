@@ -241,3 +241,7 @@ impl Answer {
         self.end()
     }
 }
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! What the reader makes of each dialect, whole and split at every byte.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn read<'a>(dialect: Dialect, texts: impl IntoIterator<Item = &'a str>) -> Vec<Piece> {
@@ -119,3 +121,42 @@ fn llama_and_mistral_calls_are_read() {
     expected.extend(call("g", "{}"));
     assert_eq!(said(Dialect::Mistral, mistral), expected);
 }
+
+proptest! {
+    /// Words that calls are made of, in any order, cut anywhere.
+    #[test]
+    fn any_text_is_read_the_same_however_it_is_cut(words in proptest::collection::vec(0..WORDS.len(), 0..14)) {
+        let text: String = words.into_iter().map(|word| WORDS[word]).collect();
+        for dialect in [Dialect::Hermes, Dialect::Llama, Dialect::Mistral] {
+            let pieces = said(dialect, &text);
+            let begun = pieces.iter().position(|piece| matches!(piece, Piece::Call { .. })).unwrap_or(pieces.len());
+            let early = pieces[..begun].iter().any(|piece| matches!(piece, Piece::Arguments(_)));
+            prop_assert!(!early, "arguments without a call: {pieces:?}");
+        }
+    }
+}
+
+const WORDS: [&str; 22] = [
+    "<tool_call>",
+    "</tool_call>",
+    "<|python_tag|>",
+    "[TOOL_CALLS]",
+    "<tool_",
+    "{\"name\": ",
+    "\"f\"",
+    ", ",
+    "\"arguments\": ",
+    "\"parameters\": ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    "\\",
+    "\n",
+    " ",
+    "é",
+    "🐝",
+    "a: 1",
+    "{\"name\": \"f\", \"arguments\": {\"a\": [1]}}",
+];

@@ -125,8 +125,9 @@ impl Answer {
                 continue;
             };
             self.held.push_str(&text);
-            let first = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-            if let Some(at) = first {
+            // The one that is complete first ends the answer, however the text is cut into tokens.
+            let end = |stop: &String| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at));
+            if let Some((_, at)) = self.stop.iter().filter_map(end).min() {
                 self.held.truncate(at);
                 self.show_held(events);
                 return true;
@@ -166,6 +167,8 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Every "token" is a byte.
@@ -239,6 +242,79 @@ mod tests {
     #[test]
     fn the_earliest_of_several_stop_texts_wins() {
         assert_eq!(run(99, &["c", "b"], &["abc"]).0, "a");
+    }
+
+    proptest! {
+        #[test]
+        fn text_ends_before_the_first_stop_text_however_it_is_cut(
+            text in "[abé🐝 ]{0,24}",
+            stop in proptest::collection::vec("[abé🐝 ]{1,4}", 0..4),
+            cuts in proptest::collection::vec(0..32_usize, 0..8),
+        ) {
+            let at = |end: usize| stop.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
+            let mut ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+            let kept = ends.find_map(|end| Some(end - at(end)?));
+            let stops: Vec<&str> = stop.iter().map(String::as_str).collect();
+            let tokens = cut(&text, &cuts);
+            let (said, events) = run(99, &stops, &tokens);
+            prop_assert_eq!(&said, &text[..kept.unwrap_or(text.len())]);
+            let single: Vec<String> = text.chars().map(String::from).collect();
+            let single: Vec<&str> = single.iter().map(String::as_str).collect();
+            prop_assert_eq!(&run(99, &stops, &single).0, &said);
+            // What may still become a stop text is all that is held back.
+            if let Some(Event::Finish { usage, .. }) = events.last() {
+                prop_assert!(usage.completion as usize <= tokens.len());
+            }
+            for i in 0..tokens.len() {
+                let held = tokens[..i].concat().len().saturating_sub(run_open(&stops, &tokens[..i]).len());
+                prop_assert!(kept.is_some() || held < 4 * 4, "{held} bytes are held back");
+            }
+        }
+
+        #[test]
+        fn code_points_come_whole_however_their_bytes_are_cut(text in any::<String>(), cuts in proptest::collection::vec(0..64_usize, 0..9)) {
+            // A token is a number here, and says some bytes.
+            let bytes = text.as_bytes();
+            let mut ends: Vec<usize> = cuts.into_iter().map(|at| at % (bytes.len() + 1)).chain([0, bytes.len()]).collect();
+            ends.sort_unstable();
+            let words: Vec<&[u8]> = ends.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
+            let decode = |tokens: &[u32]| {
+                let said: Vec<u8> = tokens.iter().flat_map(|token| words[*token as usize].iter().copied()).collect();
+                String::from_utf8_lossy(&said).into_owned()
+            };
+            let mut detokenizer = Detokenizer::default();
+            let mut said: String = (0_u32..).take(words.len()).map(|token| detokenizer.push(token, decode)).collect();
+            said += &detokenizer.finish(decode);
+            prop_assert_eq!(said, text);
+        }
+    }
+
+    /// A text cut at these characters.
+    fn cut<'a>(text: &'a str, cuts: &[usize]) -> Vec<&'a str> {
+        let mut ends: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+        ends.push(text.len());
+        let mut chosen: Vec<usize> = cuts
+            .iter()
+            .map(|at| ends[at % ends.len()])
+            .chain([0, text.len()])
+            .collect();
+        chosen.sort_unstable();
+        chosen.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect()
+    }
+
+    /// What is shown while the answer goes on.
+    fn run_open(stop: &[&str], tokens: &[&str]) -> String {
+        let mut answer = Answer::new(3, 99, stop.iter().map(ToString::to_string).collect(), None);
+        let mut events = Vec::new();
+        let _ = tokens.iter().any(|token| answer.push(token, None, false, &mut events));
+        let text = events.into_iter().filter_map(|event| match event {
+            Event::Delta(Delta {
+                piece: Piece::Text(text),
+                ..
+            }) => Some(text),
+            _ => None,
+        });
+        text.collect()
     }
 
     #[test]
