@@ -93,11 +93,8 @@ async fn a_server_that_lists_no_models_is_attached_with_those_that_are_named() {
         .await
         .json()
         .await;
-    let asked = server.connections();
-    eventually("it was probed", async || {
-        (server.connections() > asked + 1).then_some(())
-    })
-    .await;
+    let asked = server.listed();
+    eventually("it was probed", async || (server.listed() > asked + 1).then_some(())).await;
     assert_eq!(hive.worker_view("far").await["state"], "ready");
     assert_eq!(hive.chat("m").send().await.status, 200);
 }

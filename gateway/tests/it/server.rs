@@ -42,6 +42,7 @@ struct Shared {
     scripts: Mutex<VecDeque<Script>>,
     calls: watch::Sender<Vec<Call>>,
     connections: AtomicUsize,
+    listed: AtomicUsize,
     babbled: AtomicUsize,
     /// Chat requests being answered now, and the most there ever were.
     busy: Mutex<(usize, usize)>,
@@ -99,6 +100,7 @@ impl Server {
             scripts: Mutex::new(scripts.into()),
             calls: watch::Sender::new(Vec::new()),
             connections: AtomicUsize::new(0),
+            listed: AtomicUsize::new(0),
             babbled: AtomicUsize::new(0),
             busy: Mutex::default(),
         });
@@ -159,6 +161,11 @@ impl Server {
     /// How many connections were made to it.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// How often it was asked for its models.
+    pub fn listed(&self) -> usize {
+        self.shared.listed.load(Ordering::SeqCst)
     }
 
     /// The most chat requests it has answered at the same time.
@@ -226,6 +233,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         } else if refused {
             Script::refuses(401, "invalid_api_key", "no")
         } else if path == "/v1/models" {
+            shared.listed.fetch_add(1, Ordering::SeqCst);
             shared.models.lock().unwrap().clone()
         } else {
             assert!(line.starts_with("POST /v1/"), "{line}");
