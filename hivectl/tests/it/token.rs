@@ -93,7 +93,10 @@ fn a_hive_with_a_certificate_is_spoken_to_over_tls_by_hivectl_and_its_workers() 
     let env = house.up(&[]).stdout;
     assert!(env.contains("OPENAI_BASE_URL='https://127.0.0.1:"), "{env}");
     assert_eq!(house.worker("scripted-0").unwrap()["state"], "ready");
-    let answer = house.run(&["jobs", "submit", "--prompt", "over TLS"]).expect(0).stdout;
+    let answer = house
+        .run(&["jobs", "submit", "--model", "echo", "--prompt", "over TLS"])
+        .expect(0)
+        .stdout;
     assert!(answer.contains("over TLS"), "{answer}");
     // Elsewhere the authority must be named: without it nobody is believed.
     let (control, admin) = (house.exported("HIVE_CONTROL_URL"), house.exported("HIVE_ADMIN_KEY"));
