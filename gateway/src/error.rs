@@ -78,6 +78,8 @@ pub enum ApiError {
     WorkerFailed(String),
     /// Workers died with this request, one after the other; it is not given to another.
     Poison(String),
+    /// The worker took longer than this over the prompt.
+    WorkerSilent(Duration),
     /// The client's own deadline passed.
     DeadlineExceeded,
     /// An operator cancelled the request.
@@ -131,9 +133,11 @@ impl ApiError {
             | Self::WrongHost { .. }
             | Self::AnswerTooLarge(_)
             | Self::Upstream(..) => StatusCode::BAD_REQUEST,
-            Self::WorkerFailed(_) | Self::Poison(_) | Self::WorkerLost | Self::NotAttachable(_) => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::WorkerFailed(_)
+            | Self::WorkerSilent(_)
+            | Self::Poison(_)
+            | Self::WorkerLost
+            | Self::NotAttachable(_) => StatusCode::BAD_GATEWAY,
             Self::WorkerStalled(_) | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -146,6 +150,7 @@ impl ApiError {
             | Self::WorkerStalled(_)
             | Self::WorkerFailed(_)
             | Self::Poison(_)
+            | Self::WorkerSilent(_)
             | Self::NotAttachable(_) => "upstream_error",
             // OpenAI names the unit in which too much was asked.
             Self::Limited(refusal) => match refusal.limit {
@@ -183,7 +188,7 @@ impl ApiError {
             Self::NoSlot(NoSlot::QueueFull { .. }, _) => "queue_full",
             Self::NoSlot(NoSlot::QueueTimeout { .. }, _) => "queue_timeout",
             Self::Upstream(_, body) => body.code.as_deref().unwrap_or("invalid_request"),
-            Self::WorkerFailed(_) | Self::Poison(_) | Self::NotAttachable(_) => "worker_failed",
+            Self::WorkerFailed(_) | Self::WorkerSilent(_) | Self::Poison(_) | Self::NotAttachable(_) => "worker_failed",
             Self::WorkerLost => "worker_lost",
             Self::WorkerStalled(_) => "worker_stalled",
             Self::DeadlineExceeded => "deadline_exceeded",
@@ -256,6 +261,11 @@ impl ApiError {
                     .into()
             }
             Self::WorkerFailed(_) => "The worker could not answer this request. Try again.".into(),
+            Self::WorkerSilent(limit) => format!(
+                "The worker has not come to its first token within {} s. Send a shorter prompt or use a faster worker; the \
+                 operator can allow more time in `relay.first_token_timeout`.",
+                limit.as_secs()
+            ),
             Self::WorkerLost => "The worker was lost in the middle of the answer. Send the request again.".into(),
             Self::WorkerStalled(limit) => {
                 format!(
@@ -335,6 +345,7 @@ impl ApiError {
         match self {
             Self::WorkerFailed(cause) | Self::Poison(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::TokenRefused(why) => Some(format!("the token: {why}")),
+            Self::WorkerSilent(limit) => Some(format!("no event within {} s", limit.as_secs())),
             Self::Storage(error) => Some(chain(error)),
             Self::AuditUnavailable(error) => Some(error.to_string()),
             _ => None,

@@ -126,6 +126,7 @@ pub fn data_plane(state: AppState) -> Router {
             [
                 "x-request-id",
                 "retry-after",
+                "x-should-retry",
                 "openai-processing-ms",
                 "x-hive-worker",
                 "x-hive-route",
@@ -149,12 +150,15 @@ pub fn control_plane(state: AppState) -> Router {
     let (router, doc) = control_routes().split_for_parts();
     let router = router.route("/health", get(api::health::live));
     let hosts = Hosts::new("control.allowed_hosts", state.config.control.hosts());
-    finish(router, doc, access::CONTROL, Some(hosts), state, None)
+    finish(router, named(doc), access::CONTROL, Some(hosts), state, None)
 }
 
 /// The OpenAPI documents, as `openapi/gateway.json` and `openapi/control.json` hold them.
 pub fn documents() -> (utoipa::openapi::OpenApi, utoipa::openapi::OpenApi) {
-    (completed(data_routes().into_openapi()), control_routes().into_openapi())
+    (
+        completed(data_routes().into_openapi()),
+        named(control_routes().into_openapi()),
+    )
 }
 
 /// The data plane's document with what its routes alone do not say.
@@ -164,6 +168,26 @@ fn completed(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     struct One;
     doc.merge(One::openapi());
     api::schema::tell_parameters(&mut doc);
+    named(doc)
+}
+
+/// The document with a name for each operation that no other has, as generators of clients want it: its tag's and its own.
+fn named(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    let operations = doc.paths.paths.values_mut().flat_map(|path| {
+        let by_method = [
+            &mut path.get,
+            &mut path.post,
+            &mut path.put,
+            &mut path.patch,
+            &mut path.delete,
+        ];
+        by_method.into_iter().flatten()
+    });
+    for operation in operations {
+        if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &mut operation.operation_id) {
+            *id = format!("{tag}_{id}");
+        }
+    }
     doc
 }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, RequestExt as _,
     extract::{FromRequest, Request},
-    http::{HeaderMap, HeaderValue},
+    http::{HeaderMap, HeaderValue, header},
     response::Response,
 };
 use bytes::Bytes;
@@ -113,6 +113,7 @@ impl FromRequest<AppState> for Asked {
         }) = request.extract_parts().await.map_err(missing)?;
         let Extension(log) = request.extract_parts().await.map_err(missing)?;
         let deadline = deadline(request.headers())?;
+        plain(request.headers())?;
         // The client's own id may come twice; the books need one that does not.
         let id = if is_ours {
             correlation_id.clone()
@@ -267,6 +268,23 @@ pub fn printable(text: &str) -> String {
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(ToOwned::to_owned)
+}
+
+/// Refuses a compressed body by name: what it holds could not be read, and would be called no JSON.
+fn plain(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoded = headers
+        .get(header::CONTENT_ENCODING)
+        .filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    match encoded {
+        Some(value) => Err(ApiError::invalid(
+            "content-encoding",
+            format!(
+                "The body is encoded as `{}`, which is not taken here. Send it as plain JSON, without that header.",
+                token(&String::from_utf8_lossy(value.as_bytes()))
+            ),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {

@@ -264,7 +264,7 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
             }
             Failure::Away(_) => lease.report(Outcome::Fine, None),
             Failure::Connect(why) | Failure::Lost(why) => lease.report(Outcome::Broken, Some(why.clone())),
-            Failure::Bad(why) | Failure::Silent(why) => lease.report(Outcome::Failed, Some(why.clone())),
+            Failure::Bad(_) | Failure::Silent(_) => lease.report(Outcome::Failed, Some(failure.cause().to_owned())),
         }
         tracing::warn!(
             worker = worker.as_str(),
@@ -317,6 +317,6 @@ async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lea
     };
     match tokio::time::timeout(limit, opening).await {
         Ok(result) => result,
-        Err(_) => Err(Failure::Silent(format!("no event within {} s", limit.as_secs()))),
+        Err(_) => Err(Failure::Silent(limit)),
     }
 }

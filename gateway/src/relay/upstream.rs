@@ -34,8 +34,8 @@ pub enum Failure {
     Lost(String),
     /// The worker answered something no client should see.
     Bad(String),
-    /// The worker sent no event in time.
-    Silent(String),
+    /// The worker sent no event for this long.
+    Silent(Duration),
     /// The worker's slots are all taken.
     Busy,
     /// The worker has no room for us at present, or is on its way out; that is no fault of its health.
@@ -48,7 +48,8 @@ impl Failure {
     /// What went wrong, for the log.
     pub fn cause(&self) -> &str {
         match self {
-            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) | Self::Silent(why) | Self::Away(why) => why,
+            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) | Self::Away(why) => why,
+            Self::Silent(_) => "no event in time",
             Self::Busy => "all slots are taken",
             Self::Client(_, body) => &body.message,
         }
@@ -59,6 +60,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Client(status, body) => Self::Upstream(status, body),
+            Failure::Silent(limit) => Self::WorkerSilent(limit),
             other => Self::WorkerFailed(other.cause().to_owned()),
         }
     }

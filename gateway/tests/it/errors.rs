@@ -127,6 +127,19 @@ async fn a_body_that_is_no_chat_request_is_refused_and_its_field_named() {
 }
 
 #[tokio::test]
+async fn a_compressed_body_is_refused_by_its_name() {
+    let hive = Hive::start().await;
+    let worker = hive.worker("a").join().await;
+    let reply = hive.chat("m").header("content-encoding", "gzip").send().await;
+    let error = reply.refused(400, "invalid_request").await;
+    assert_eq!(error["param"], "content-encoding");
+    assert!(error["message"].as_str().unwrap().contains("`gzip`"), "{error}");
+    assert_eq!(worker.server.calls(), 0);
+    let plain = hive.chat("m").header("content-encoding", "identity").send().await;
+    assert_eq!(plain.status, 200);
+}
+
+#[tokio::test]
 async fn a_body_the_control_plane_cannot_read_is_refused() {
     let hive = Hive::start().await;
     for path in ["/control/v1/keys", "/control/v1/join-tokens", "/control/v1/workers"] {

@@ -262,4 +262,13 @@ async fn a_worker_without_a_first_event_in_time_is_given_up() {
         .answers(Script::stream().babble(Duration::from_millis(50), "").hang());
     let mut alive = hive.chat("m").stream().send().await;
     assert!(alive.event().await.is_some(), "an event without a token is an event");
+    drop(alive);
+    hive.until_in_flight(good.id(), 0).await;
+    good.server.answers(Script::stream().hang());
+    let error = hive.chat("m").send().await.refused(502, "worker_failed").await;
+    let told = error["message"].as_str().unwrap();
+    assert!(
+        told.contains("within 1 s") && told.contains("relay.first_token_timeout"),
+        "{told}"
+    );
 }

@@ -85,7 +85,7 @@ async fn a_browser_may_ask_from_anywhere_before_it_shows_a_key() {
             (reply.status, reply.header("access-control-allow-origin")),
             (status, "*")
         );
-        for name in ["x-request-id", "retry-after", "x-hive-worker"] {
+        for name in ["x-request-id", "retry-after", "x-should-retry", "x-hive-worker"] {
             assert!(reply.header("access-control-expose-headers").contains(name), "{name}");
         }
     }

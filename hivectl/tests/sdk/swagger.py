@@ -27,7 +27,7 @@ try:
     find(".auth-container input").send_keys(os.environ["OPENAI_API_KEY"])
     find(".auth-btn-wrapper .authorize").click()
     find(".auth-btn-wrapper .btn-done").click()
-    chat = find("#operations-chat-create")
+    chat = find("#operations-chat-chat_create")
     find(".opblock-summary", chat).click()
     execute = find(".execute", chat)
     # The page unfolds with an animation; a click on the way down would miss.

@@ -116,13 +116,14 @@ impl Refusal {
         match self {
             Self::Faults(faults) => faults.to_string(),
             Self::Invalid { message, .. } | Self::Unsupported { message, .. } => message.clone(),
+            // Clients that do not read the code know this fault by the words `maximum context length is`.
             Self::ContextLength {
                 param,
                 context,
                 prompt,
                 asked: Some(asked),
             } => format!(
-                "This model's context holds {context} tokens, but {prompt} tokens of {param} and {asked} of answer were \
+                "This model's maximum context length is {context} tokens, but {prompt} tokens of {param} and {asked} of answer were \
                  asked for. Shorten `{param}` or lower max_tokens."
             ),
             Self::ContextLength {
@@ -130,7 +131,9 @@ impl Refusal {
                 context,
                 prompt,
                 asked: None,
-            } => format!("This model's context holds {context} tokens, but `{param}` has {prompt}. Shorten it."),
+            } => format!(
+                "This model's maximum context length is {context} tokens, but `{param}` has {prompt}. Shorten it."
+            ),
             Self::WrongModel => "This worker does not serve that model.".to_owned(),
             Self::Unsuited { model, does } => {
                 format!("The model `{model}` {does} and can do nothing else; choose another model for this.")

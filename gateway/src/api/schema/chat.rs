@@ -76,8 +76,8 @@ pub struct ChatRequest {
     #[schema(max_items = 128, nullable)]
     pub tools: Option<Vec<Tool>>,
     /// `none`, `auto`, `required`, or an object that names a function or the allowed ones.
-    #[schema(nullable, value_type = Option<Object>, example = "auto")]
-    pub tool_choice: Option<Value>,
+    #[schema(nullable, example = "auto")]
+    pub tool_choice: Option<ToolChoice>,
     /// Whether several functions may be called in one answer.
     #[schema(nullable)]
     pub parallel_tool_calls: Option<bool>,
@@ -100,6 +100,57 @@ pub struct ChatMessage {
     /// The call a tool's message answers.
     #[schema(nullable)]
     pub tool_call_id: Option<String>,
+}
+
+/// Whether functions are called, and which.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ToolChoice {
+    /// Any of them, or none.
+    Mode(ToolMode),
+    /// This one.
+    Function {
+        /// `function`.
+        r#type: String,
+        /// The function.
+        function: FunctionName,
+    },
+    /// Only these.
+    Allowed {
+        /// `allowed_tools`.
+        r#type: String,
+        /// Which, and whether one must be called.
+        allowed_tools: AllowedTools,
+    },
+}
+
+/// Whether functions are called.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolMode {
+    /// No.
+    None,
+    /// As the model sees fit.
+    Auto,
+    /// At least one.
+    Required,
+}
+
+/// A function by its name.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FunctionName {
+    /// Its name.
+    pub name: String,
+}
+
+/// The functions that may be called.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AllowedTools {
+    /// `auto` or `required`.
+    pub mode: ToolMode,
+    /// They, as `{"type": "function", "function": {"name": …}}`.
+    #[schema(value_type = Vec<Object>)]
+    pub tools: Vec<Value>,
 }
 
 /// Who speaks.
