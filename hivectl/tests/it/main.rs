@@ -18,6 +18,7 @@ mod jobs;
 mod keys;
 mod models;
 mod real;
+mod sdks;
 #[cfg(feature = "system-tests")]
 mod ssh;
 mod supervisor;

@@ -19,14 +19,21 @@ fn shared() -> PathBuf {
 }
 
 /// A hive on the default model, and the environment `up --print-env` gives its users.
-struct Hive {
-    house: House,
-    environment: Vec<(String, String)>,
+pub struct Hive {
+    pub house: House,
+    pub environment: Vec<(String, String)>,
 }
 
 impl Hive {
-    fn up() -> Self {
+    pub fn up() -> Self {
+        Self::configured("")
+    }
+
+    /// One with these settings in its `config.toml`.
+    pub fn configured(settings: &str) -> Self {
         let house = House::new();
+        fs::create_dir_all(house.home()).unwrap();
+        fs::write(house.home().join("config.toml"), settings).unwrap();
         let arguments = [
             "up",
             "--no-build",
@@ -49,12 +56,12 @@ impl Hive {
         Self { house, environment }
     }
 
-    fn hivectl(&self, arguments: &[&str]) -> Started {
+    pub fn hivectl(&self, arguments: &[&str]) -> Started {
         Started::new(command(&self.house, arguments))
     }
 
     /// Runs a program in the environment that was printed; what it prints.
-    fn run(&self, program: &mut Command) -> String {
+    pub fn run(&self, program: &mut Command) -> String {
         program.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = program.output().unwrap();
         let (stdout, stderr) = (
@@ -77,7 +84,7 @@ fn command(house: &House, arguments: &[&str]) -> Command {
 }
 
 /// Makes a folder of tools once, for all tests.
-fn tools(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+pub fn tools(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let folder = shared().join(name);
     let lock = File::create(shared().join(format!("{name}.lock"))).unwrap();
     lock.lock().unwrap();
@@ -90,7 +97,16 @@ fn tools(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     folder
 }
 
-fn must(command: &mut Command) {
+/// A Python environment with these packages, made once.
+pub fn venv(name: &str, packages: &[&str]) -> PathBuf {
+    tools(name, |venv| {
+        must(Command::new("python3").args(["-m", "venv"]).arg(venv));
+        let pip = ["-m", "pip", "install", "--quiet"];
+        must(Command::new(venv.join("bin/python")).args(pip).args(packages));
+    })
+}
+
+pub fn must(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
         output.status.success(),
@@ -99,7 +115,7 @@ fn must(command: &mut Command) {
     );
 }
 
-fn script(name: &str) -> PathBuf {
+pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name)
 }
 
@@ -108,11 +124,7 @@ fn script(name: &str) -> PathBuf {
 fn the_official_python_package_lists_chats_streams_and_raises() {
     let hive = Hive::up();
     for major in ["2", "3"] {
-        let venv = tools(&format!("openai-{major}"), |venv| {
-            must(Command::new("python3").args(["-m", "venv"]).arg(venv));
-            let package = format!("openai=={major}.*");
-            must(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]));
-        });
+        let venv = venv(&format!("openai-{major}"), &[&format!("openai=={major}.*")]);
         let said = hive.run(Command::new(venv.join("bin/python")).arg(script("openai_python.py")));
         assert!(
             said.contains(&format!("openai {major}.")) && said.contains("all good"),
@@ -124,10 +136,7 @@ fn the_official_python_package_lists_chats_streams_and_raises() {
 #[test]
 fn langchain_chats_streams_calls_tools_and_gets_its_structures() {
     let hive = Hive::up();
-    let venv = tools("langchain-1", |venv| {
-        must(Command::new("python3").args(["-m", "venv"]).arg(venv));
-        must(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "langchain-openai==1.*"]));
-    });
+    let venv = venv("langchain-1", &["langchain-openai==1.*"]);
     let said = hive.run(Command::new(venv.join("bin/python")).arg(script("langchain_chat.py")));
     assert!(said.contains("all good"), "{said}");
 }
@@ -154,10 +163,7 @@ fn the_official_node_package_lists_chats_streams_and_raises() {
 #[test]
 fn a_person_tries_a_chat_out_in_the_docs() {
     let hive = Hive::up();
-    let venv = tools("selenium", |venv| {
-        must(Command::new("python3").args(["-m", "venv"]).arg(venv));
-        must(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "selenium"]));
-    });
+    let venv = venv("selenium", &["selenium"]);
     let profile = hive.house.path("browser");
     let said = hive.run(
         Command::new(venv.join("bin/python"))
