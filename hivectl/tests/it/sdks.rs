@@ -43,6 +43,20 @@ fn by_python(folder: &str, packages: &[&str], name: &str) {
 }
 
 #[test]
+fn the_official_python_package_raises_what_it_promises() {
+    for major in ["2", "3"] {
+        let package = format!("openai=={major}.*");
+        by_python(&format!("openai-{major}"), &[&package], "openai_raises.py");
+    }
+}
+
+#[cfg(feature = "system-tests")]
+#[test]
+fn the_official_node_package_raises_what_it_promises() {
+    by_node("openai-node", &["openai"], "openai_raises.mjs");
+}
+
+#[test]
 fn llamaindex_chats_calls_tools_fills_classes_and_retrieves() {
     let packages = [
         "llama-index-llms-openai-like==0.8.*",
