@@ -114,6 +114,8 @@ pub enum Verdict {
     Tried,
     /// It lacks a label that the key wants.
     Unlabelled,
+    /// Its model or engine cannot do what was asked, or its context may be too short.
+    Unfit,
     /// It loads its model.
     Loading,
     /// It finishes what it holds.
@@ -137,6 +139,7 @@ impl Verdict {
             Self::Ejected => "ejected",
             Self::Tried => "had failed it",
             Self::Unlabelled => "lacks a label",
+            Self::Unfit => "cannot do what was asked",
             Self::Loading => "loading",
             Self::Draining => "draining",
             Self::Suspect => "suspect",

@@ -102,6 +102,8 @@ pub struct Capabilities {
     pub tools: bool,
     /// Answer in the form of a JSON schema.
     pub structured_output: bool,
+    /// Think before it answers, or not, as it is told.
+    pub thinking: bool,
 }
 
 /// `POST /control/v1/workers/register`, with the join token or the worker's own credential as bearer.

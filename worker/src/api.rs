@@ -35,7 +35,7 @@ use crate::{
     engine::{Engine, EngineError, Event, FinishReason, Prepared, Slot, Usage},
     state::{Worker, hex, random_hex},
 };
-use answer::{Giving, Head, Telling};
+use answer::{Echo, Giving, Head, Telling};
 use order::{Form, Order};
 use refusal::Refusal;
 
@@ -182,21 +182,21 @@ async fn answer(
     }
     let prompt_tokens = prompts.iter().map(Prepared::prompt_tokens).sum();
     let slot = take_slot(worker).await?;
+    let echoes = match form {
+        Form::Text { echo: true } => tokio::select! {
+            echoes = echoes(engine, &prompts, &slot) => echoes.map_err(|error| Refusal::of(error, &worker.model, param))?,
+            () = worker.stop.cancelled() => return Err(Refusal::ShuttingDown),
+        },
+        _ => vec![Echo::default(); prompts.len()],
+    };
     let each = || prompts.iter().flat_map(|prompt| (0..n).map(move |i| (prompt, i)));
     let telling = Telling {
-        head: Head::new(
-            &request_id(headers),
-            form,
-            worker.model.clone(),
-            engine.fingerprint().to_owned(),
-        ),
+        head: Head::new(&request_id(headers), form, worker.model.clone(), engine.as_ref()),
         form,
         prompt_tokens,
-        echoes: each()
-            .map(|(prompt, _)| match form {
-                Form::Text { echo: true } => prompt.written().to_owned(),
-                _ => String::new(),
-            })
+        echoes: echoes
+            .into_iter()
+            .flat_map(|echo| std::iter::repeat_n(echo, n as usize))
             .collect(),
         include_usage,
     };
@@ -222,6 +222,23 @@ async fn answer(
         .headers_mut()
         .insert(PROMPT_TOKENS_HEADER, prompt_tokens.into());
     Ok(response)
+}
+
+/// What each prompt says, and how likely that was, if it was asked.
+async fn echoes(engine: &Arc<dyn Engine>, prompts: &[Prepared], slot: &Slot) -> Result<Vec<Echo>, EngineError> {
+    let mut echoes = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let logprobs = if prompt.wants_logprobs() {
+            engine.likelihoods(prompt, slot.clone()).await?
+        } else {
+            Vec::new()
+        };
+        echoes.push(Echo {
+            text: prompt.written().to_owned(),
+            logprobs,
+        });
+    }
+    Ok(echoes)
 }
 
 /// A dispatch meant for another registration of this id is not ours to answer.

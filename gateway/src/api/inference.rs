@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use tokio::time::Instant;
 use wire::{
-    ModelFacts, ModelName,
+    ModelFacts, ModelName, WorkerKind,
     openai::{Body, Faults, ability, parameters},
 };
 
@@ -65,6 +65,10 @@ pub struct Asked {
 pub struct Sound {
     kind: parameters::Kind,
     model: ModelName,
+    /// What is known of workers that cannot do what it asks, and of those that can.
+    unfit: Vec<ModelFacts>,
+    fit: Vec<ModelFacts>,
+    /// The parameters that have no effect on our engines.
     ignored: Vec<String>,
     /// The end user whom the body names.
     user: Option<String>,
@@ -137,35 +141,58 @@ impl FromRequest<AppState> for Asked {
 }
 
 impl Asked {
-    /// The judgement on what a reader found: every fault at once, those of parameters and abilities among them.
+    /// The judgement on what a reader found: every fault at once, those of parameters and abilities among them. Where
+    /// workers of the model differ, it is enough that one of them can do what is asked.
     pub fn judge(
         &self,
         state: &AppState,
         kind: parameters::Kind,
         body: &Body<'_>,
-        (model, mut faults): (Option<ModelName>, Faults),
-        beyond: impl FnOnce(&ModelName, &ModelFacts, &mut Faults),
+        (model, found): (Option<ModelName>, Faults),
+        beyond: impl Fn(&ModelName, &ModelFacts, &mut Faults),
     ) -> Result<Sound, ApiError> {
-        let facts = model
+        let mut known = model
             .as_ref()
-            .and_then(|model| state.dispatcher.model(model))
-            .map(|view| view.facts);
-        let facts = facts.unwrap_or_default();
-        let ignored = parameters::judge(kind, facts.engine, body, &mut faults);
+            .map(|model| state.dispatcher.facts(model))
+            .unwrap_or_default();
+        if known.is_empty() {
+            known.push(ModelFacts::default());
+        }
         if let Some(model) = &model {
             self.log.model(model.as_str());
-            ability::check_kind(kind, model, &facts, &mut faults);
-            beyond(model, &facts, &mut faults);
         }
-        if facts.engine.is_none() {
-            faults.forget_unsupported();
+        let (mut fit, mut unfit, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
+        let mut least: Option<Faults> = None;
+        for facts in known {
+            let mut faults = found.clone();
+            let without_effect = parameters::judge(kind, &facts, body, &mut faults);
+            if let Some(model) = &model {
+                ability::check_kind(kind, model, &facts, &mut faults);
+                beyond(model, &facts, &mut faults);
+            }
+            if facts.engine.is_none() {
+                faults.forget_unsupported();
+            }
+            if faults.is_empty() {
+                fit.push(facts);
+                ignored = if ignored.is_empty() { without_effect } else { ignored };
+            } else {
+                unfit.push(facts);
+                least = least
+                    .filter(|least| least.iter().count() <= faults.iter().count())
+                    .or(Some(faults));
+            }
         }
-        faults.unless(()).map_err(ApiError::Faulty)?;
+        if let Some(faults) = least.filter(|_| fit.is_empty()) {
+            return Err(ApiError::Faulty(faults));
+        }
         let name = || body.get::<String>("model").unwrap_or_default();
         let model = model.ok_or_else(|| ApiError::ModelNotFound(printable(&name())))?;
         Ok(Sound {
             kind,
             model,
+            unfit,
+            fit,
             ignored,
             user: body.get::<String>("user"),
             session: body.get::<String>("prompt_cache_key"),
@@ -177,10 +204,13 @@ impl Asked {
         let Sound {
             kind,
             model,
+            mut unfit,
+            fit,
             ignored,
             user,
             session,
         } = sound;
+        unfit.extend(too_small(fit, self.bytes.len(), wish.answer));
         let choices = u32::try_from(wish.choices).unwrap_or(u32::MAX);
         let answer = wish.answer.map(|tokens| tokens.saturating_mul(choices));
         let Admitted {
@@ -202,6 +232,7 @@ impl Asked {
             priority: caller.priority,
             tokens,
             labels: caller.labels.clone(),
+            unfit,
             context: wish.context.in_session(&caller.family, session.as_deref()),
             trace,
         };
@@ -228,6 +259,19 @@ impl Asked {
     }
 }
 
+/// Those whose context may not hold a request of so many bytes and tokens of answer, where another's is larger: text never
+/// has more tokens than bytes, and a worker refuses what does not fit only once it has it.
+fn too_small(fit: Vec<ModelFacts>, bytes: usize, answer: Option<u32>) -> Vec<ModelFacts> {
+    let context = |facts: &ModelFacts| facts.context_length.unwrap_or(u32::MAX);
+    let most = fit.iter().map(context).max().unwrap_or(u32::MAX);
+    let wanted = u32::try_from(bytes)
+        .unwrap_or(u32::MAX)
+        .saturating_add(answer.unwrap_or(0));
+    let mut fit = fit;
+    fit.retain(|facts| context(facts) < wanted.min(most));
+    fit
+}
+
 /// Whose request it is. Only a key that is marked trusted speaks for other people; everybody else's is its owner's.
 fn subject(caller: &Identity, named: Option<String>) -> String {
     let named = named.filter(|name| caller.trusted && !name.is_empty());
@@ -241,6 +285,10 @@ impl Order {
         let correlation = self.call.correlation_id.as_str();
         self.entry.on_record(&state.audit, &self.subject, correlation).await?;
         let mut response = relay::answer(state, self.call, self.entry).await?;
+        // An attached server got all of them.
+        if response.extensions().get() == Some(&WorkerKind::Attached) {
+            self.ignored.clear();
+        }
         let names: Vec<String> = self.ignored.iter().take(MOST_NAMED).map(|name| token(name)).collect();
         if let Some(value) = HeaderValue::from_str(&names.join(", "))
             .ok()

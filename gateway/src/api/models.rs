@@ -81,23 +81,19 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Those of the routes that serve this model.
-    fn of(facts: &ModelFacts) -> Self {
-        let all = Capabilities {
-            chat: true,
-            completions: true,
-            embeddings: true,
-            ..Capabilities::default()
-        };
-        let can = facts.capabilities.unwrap_or(all);
-        let of = |able: bool, kind| {
-            let rows = parameters::table(kind).map(|row| (row.name, row.on(facts.engine)));
-            able.then(|| rows.collect())
+    /// Those of the routes that serve this model: where its workers differ, the best that one of them does.
+    fn of(workers: &[ModelFacts]) -> Self {
+        let of = |kind, can: fn(&Capabilities) -> bool| {
+            let able = |facts: &&ModelFacts| facts.capabilities.as_ref().is_none_or(can);
+            let able: Vec<&ModelFacts> = workers.iter().filter(able).collect();
+            let best = |row: &parameters::Parameter| able.iter().map(|facts| row.on(facts)).min();
+            let rows = parameters::table(kind).filter_map(|row| Some((row.name, best(row)?)));
+            (!able.is_empty()).then(|| rows.collect())
         };
         Self {
-            chat: of(can.chat, Kind::Chat),
-            completions: of(can.completions, Kind::Completions),
-            embeddings: of(can.embeddings, Kind::Embeddings),
+            chat: of(Kind::Chat, |can| can.chat),
+            completions: of(Kind::Completions, |can| can.completions),
+            embeddings: of(Kind::Embeddings, |can| can.embeddings),
         }
     }
 }
@@ -165,7 +161,7 @@ pub async fn show(
         (0, 0) => Err(ApiError::NoSlot(NoSlot::NoWorker, id)),
         (0, _) => Err(ApiError::NoSlot(NoSlot::Loading, id)),
         _ => {
-            let parameters = Parameters::of(&view.facts);
+            let parameters = Parameters::of(&state.dispatcher.facts(&view.id));
             let mut model = Model::from(view);
             model.hive.parameters = Some(parameters);
             Ok(Json(model))

@@ -209,6 +209,7 @@ impl Choice {
         self.message.retain(|_, value| !value.is_null());
         self.message.entry("role").or_insert_with(|| "assistant".into());
         self.message.entry("refusal").or_insert(Value::Null);
+        self.message.entry("annotations").or_insert_with(|| json!([]));
         let content = self.message.entry("content").or_insert(Value::Null);
         if called && content.as_str() == Some("") {
             *content = Value::Null;
@@ -268,7 +269,7 @@ mod tests {
         assert_eq!(
             answer,
             json!({"id":"chatcmpl-1","object":"chat.completion","created":5,"model":"m",
-                "choices":[{"index":0,"message":{"role":"assistant","content":"Hello","refusal":null},
+                "choices":[{"index":0,"message":{"role":"assistant","content":"Hello","refusal":null,"annotations":[]},
                     "logprobs":{"content":[{"token":"Hel"},{"token":"lo"}],"refusal":null},"finish_reason":"stop"}],
                 "usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}})
         );
@@ -318,7 +319,7 @@ mod tests {
         ]);
         assert_eq!(
             answer,
-            json!({"id":"1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"a","refusal":null},"logprobs":null,"finish_reason":"stop"}]})
+            json!({"id":"1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"a","refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop"}]})
         );
     }
 

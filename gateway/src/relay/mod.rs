@@ -23,7 +23,7 @@ use axum::{
 };
 use bytes::Bytes;
 use tokio::time::Instant;
-use wire::{ModelName, RequestState, WorkerId, openai::parameters::Kind};
+use wire::{ModelName, RequestState, openai::parameters::Kind};
 
 use self::{embedded::Embedded, upstream::Failure};
 use crate::{
@@ -109,7 +109,7 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
         Ok(opened) => {
             let opened = opened?;
             (
-                Some(opened.lease.target().id.clone()),
+                Some(opened.lease.target().clone()),
                 pump::Pump::running(&state, opened, include_usage, deadline),
             )
         }
@@ -126,7 +126,7 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    way.tell(&mut response, worker.as_ref());
+    way.tell(&mut response, worker.as_deref());
     Ok(response)
 }
 
@@ -135,7 +135,7 @@ async fn whole(state: AppState, call: Call, entry: Entry) -> Result<Response, Ap
     let (kind, deadline) = (call.kind, call.deadline);
     let way = Way::of(&call);
     let opened = open(state.clone(), call, entry).await?;
-    let worker = opened.lease.target().id.clone();
+    let worker = opened.lease.target().clone();
     let json = aggregate::collect(&state, opened, kind, deadline).await?;
     let mut response = axum::Json(json).into_response();
     way.tell(&mut response, Some(&worker));
@@ -155,7 +155,7 @@ async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, Ap
     entry.tokens(reply.prompt_tokens, Some(0));
     entry.end(RequestState::Completed, None);
     let mut response = ([(header::CONTENT_TYPE, "application/json")], reply.json).into_response();
-    way.tell(&mut response, Some(&lease.target().id));
+    way.tell(&mut response, Some(lease.target()));
     Ok(response)
 }
 
@@ -168,10 +168,12 @@ impl Way {
     }
 
     /// Names the worker, and to those who may know it how it was found; nothing while none is known.
-    fn tell(&self, response: &mut Response, worker: Option<&WorkerId>) {
+    fn tell(&self, response: &mut Response, worker: Option<&Target>) {
         let Some(worker) = worker else { return };
+        // For whoever writes the other headers.
+        response.extensions_mut().insert(worker.kind);
         let route = self.0.as_ref().and_then(|trace| trace.route());
-        let said = [("x-hive-worker", Some(worker.to_string())), ("x-hive-route", route)];
+        let said = [("x-hive-worker", Some(worker.id.to_string())), ("x-hive-route", route)];
         for (name, value) in said {
             if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
                 response.headers_mut().insert(name, value);

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use wire::{Labels, ModelName, Reason, Verdict, WorkerId, WorkerState};
+use wire::{Labels, ModelFacts, ModelName, Reason, Verdict, WorkerId, WorkerState};
 
 use super::affinity::Home;
 use crate::registry::members::{Member, Members, Standing, Target};
@@ -24,6 +24,8 @@ pub struct Need<'a> {
     pub tokens: u64,
     /// Labels that the worker must have.
     pub labels: &'a Labels,
+    /// What is known of workers that cannot do what it asks.
+    pub unfit: &'a [ModelFacts],
     /// Workers that have failed it already.
     pub tried: &'a [WorkerId],
     /// Where its context lies, if anywhere.
@@ -186,6 +188,9 @@ impl<'a> Fleet<'a> {
             .any(|(key, value)| member.labels.get(key) != Some(value))
         {
             return Verdict::Unlabelled;
+        }
+        if need.unfit.contains(&member.facts) {
+            return Verdict::Unfit;
         }
         self.room(member).err().unwrap_or(Verdict::Passed)
     }

@@ -42,6 +42,7 @@ fn asked(members: &Members, home: Option<Home>, labels: &Labels, tried: &[&str],
         model: &"m".parse().unwrap(),
         tokens: 100,
         labels,
+        unfit: &[],
         tried: &tried,
         home,
     };
@@ -231,6 +232,7 @@ fn the_survey_says_of_each_what_was_made_of_it() {
         model: &"m".parse().unwrap(),
         tokens: 100,
         labels: &Labels::new(),
+        unfit: &[],
         tried: &["tried".parse().unwrap()],
         home: None,
     };
@@ -249,4 +251,29 @@ fn the_survey_says_of_each_what_was_made_of_it() {
         ("tried", Verdict::Tried),
     ];
     assert_eq!(found, expected.map(|(id, verdict)| (id.to_owned(), verdict)));
+}
+
+#[test]
+fn a_worker_that_is_unfit_for_the_request_is_not_chosen() {
+    let (mut members, now) = fleet(&[("a", 1, 0, Ready), ("b", 1, 1, Ready)]);
+    let small = ModelFacts {
+        context_length: Some(1),
+        ..ModelFacts::default()
+    };
+    member(&mut members, "a").facts = small.clone();
+    let pick = |unfit: &[ModelFacts]| {
+        let need = Need {
+            model: &"m".parse().unwrap(),
+            tokens: 100,
+            labels: &Labels::new(),
+            unfit,
+            tried: &[],
+            home: None,
+        };
+        choose(&members, &need, now)
+    };
+    assert!(matches!(pick(&[]), Choice::Worker(..)));
+    let unfit = [small, ModelFacts::default()];
+    assert_eq!(pick(&unfit[..1]), Choice::Busy { slots: 1 });
+    assert_eq!(pick(&unfit), Choice::Nobody);
 }

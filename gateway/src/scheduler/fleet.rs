@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wire::{Labels, ModelFacts, ModelName, ModelView, Priority, Reason, WorkerId, WorkerState, WorkerView};
+use wire::{
+    Labels, ModelFacts, ModelName, ModelView, Priority, Reason, WorkerId, WorkerState, WorkerView, openai::ability,
+};
 
 use super::{
     NoSlot,
@@ -35,6 +37,8 @@ pub struct Order<'a> {
     pub tokens: u64,
     /// Labels that the worker must have.
     pub labels: &'a Labels,
+    /// What is known of workers that cannot do what it asks.
+    pub unfit: &'a [ModelFacts],
     /// Workers that have failed it already.
     pub tried: &'a [WorkerId],
     /// Where its context lies.
@@ -138,6 +142,7 @@ impl<A> Fleet<A> {
             model: order.model,
             tokens: order.tokens,
             labels: order.labels,
+            unfit: order.unfit,
             tried: order.tried,
             home: order.home,
         };
@@ -166,6 +171,7 @@ impl<A> Fleet<A> {
         let wish = Wish {
             tokens: order.tokens,
             labels: order.labels.clone(),
+            unfit: order.unfit.to_vec(),
             tried: order.tried.to_vec(),
             home: order.home,
         };
@@ -269,6 +275,20 @@ impl<A> Fleet<A> {
         self.known.get(id).map(|known| self.model_view(id, known, now))
     }
 
+    /// What is known of the workers of a model that are ready, each set of facts once; without any, what was last known.
+    pub fn facts(&self, id: &ModelName, now: Instant) -> Vec<ModelFacts> {
+        let mut facts: Vec<ModelFacts> = Vec::new();
+        for ready in self.ready(id, now) {
+            if !facts.contains(&ready.facts) {
+                facts.push(ready.facts.clone());
+            }
+        }
+        if facts.is_empty() {
+            facts.extend(self.known.get(id).map(|known| known.facts.clone()));
+        }
+        facts
+    }
+
     /// How busy every known model's workers are.
     pub fn load(&self, now: Instant) -> Vec<Load> {
         let load = |model: &ModelName| Load {
@@ -281,8 +301,12 @@ impl<A> Fleet<A> {
     }
 
     fn ready_slots(&self, model: &ModelName, now: Instant) -> u32 {
-        let ready = |m: &&Member| self.members.state(m, now) == WorkerState::Ready;
-        self.members.serving(model).filter(ready).map(|m| m.slots).sum()
+        self.ready(model, now).map(|m| m.slots).sum()
+    }
+
+    fn ready<'a>(&'a self, id: &'a ModelName, now: Instant) -> impl Iterator<Item = &'a Member> {
+        let serving = self.members.serving(id);
+        serving.filter(move |member| self.members.state(member, now) == WorkerState::Ready)
     }
 
     fn serve_all(&mut self, now: Instant) {
@@ -307,6 +331,7 @@ impl<A> Fleet<A> {
                     model,
                     tokens: wish.tokens,
                     labels: &wish.labels,
+                    unfit: &wish.unfit,
                     tried: &wish.tried,
                     home: wish.home,
                 };
@@ -343,7 +368,10 @@ impl<A> Fleet<A> {
             created_at_ms: known.since_ms,
             workers_ready: count(WorkerState::Ready),
             workers_loading: count(WorkerState::Loading),
-            facts: known.facts.clone(),
+            facts: match self.ready(id, now).next() {
+                None => known.facts.clone(),
+                Some(_) => ability::together(self.ready(id, now).map(|member| &member.facts)),
+            },
         }
     }
 }

@@ -35,6 +35,7 @@ fn goodput(seed: u64, greedy: bool) -> [usize; 10] {
                     priority: Priority::Normal,
                     tokens: 100,
                     labels: &Labels::new(),
+                    unfit: &[],
                     tried: &[],
                     home: None,
                 };

@@ -50,6 +50,7 @@ proptest! {
                         priority: Priority::ALL[key],
                         tokens,
                         labels: &Labels::new(),
+ unfit: &[],
                         tried: &[],
                         home: None,
                     };

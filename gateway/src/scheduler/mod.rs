@@ -50,6 +50,8 @@ pub struct Request {
     pub tokens: u64,
     /// Labels that the worker must have.
     pub labels: Labels,
+    /// What is known of workers that cannot do what it asks.
+    pub unfit: Vec<ModelFacts>,
     /// What a worker may remember of it.
     pub context: Context,
     /// Where decisions about it are kept.
@@ -196,6 +198,7 @@ impl Dispatcher {
             priority: request.priority,
             tokens: request.tokens,
             labels: &request.labels,
+            unfit: &request.unfit,
             tried: ask.tried,
             home: self.memory().find(&request.context),
         };
@@ -264,6 +267,11 @@ impl Dispatcher {
     /// One model.
     pub fn model(&self, id: &ModelName) -> Option<ModelView> {
         self.lock().model(id, Instant::now())
+    }
+
+    /// What is known of the workers of a model that are ready, each set of facts once; without any, what was last known.
+    pub fn facts(&self, id: &ModelName) -> Vec<ModelFacts> {
+        self.lock().facts(id, Instant::now())
     }
 
     /// How busy every known model's workers are.

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use wire::{Labels, Priority, WorkerId};
+use wire::{Labels, ModelFacts, Priority, WorkerId};
 
 use super::affinity::Home;
 
@@ -29,6 +29,8 @@ pub struct Wish {
     pub tokens: u64,
     /// Labels that the worker must have.
     pub labels: Labels,
+    /// What is known of workers that cannot do what it asks.
+    pub unfit: Vec<ModelFacts>,
     /// Workers it must not get.
     pub tried: Vec<WorkerId>,
     /// Where its context lies.

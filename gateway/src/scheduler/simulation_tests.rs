@@ -255,6 +255,7 @@ impl World {
             priority: asking.priority,
             tokens: asking.tokens,
             labels: &Labels::new(),
+            unfit: &[],
             tried: asking.course.tried(),
             home: self.memory.find(&asking.context),
         };

@@ -43,6 +43,7 @@ fn request(dispatcher: &Dispatcher, key: &str) -> Request {
         priority: Priority::Normal,
         tokens: 10,
         labels: Labels::new(),
+        unfit: Vec::new(),
         context: Context::default(),
         trace: dispatcher.traces.follow(subject),
     }
@@ -153,4 +154,56 @@ async fn a_new_worker_serves_those_who_wait_for_a_busy_one() {
     tokio::task::yield_now().await;
     join(&dispatcher, "b", 1, 1);
     assert_eq!(waiting.await.unwrap().unwrap().target().id.as_str(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_worker_that_is_fit_holds_up_nobody_else() {
+    let dispatcher = dispatcher(4, Duration::from_secs(30));
+    join(&dispatcher, "small", 1, 1);
+    let large = ModelFacts {
+        context_length: Some(8192),
+        ..ModelFacts::default()
+    };
+    let target = Target {
+        id: "large".parse().unwrap(),
+        epoch: 2,
+        kind: WorkerKind::Own,
+        url: String::new(),
+        bearer: None,
+    };
+    let mut member = Member::new(target, vec![model()], 1, Instant::now());
+    member.facts = large.clone();
+    dispatcher.apply(Event::Joined(Box::new(member))).unwrap();
+    assert_eq!(dispatcher.facts(&model()).len(), 2);
+    assert_eq!(
+        dispatcher.model(&model()).unwrap().facts,
+        large,
+        "as much as one of them can"
+    );
+
+    let long = async |key: &'static str| {
+        let request = Request {
+            unfit: vec![ModelFacts::default()],
+            ..request(&dispatcher, key)
+        };
+        let (model, request) = (&model(), &request);
+        dispatcher
+            .acquire(Ask {
+                model,
+                request,
+                tried: &[],
+            })
+            .await
+    };
+    let held = long("k").await.unwrap();
+    assert_eq!(held.target().id.as_str(), "large");
+    let (waiting, short) = tokio::join!(long("k"), async {
+        tokio::task::yield_now().await;
+        let short = ask(&dispatcher, "k2").await.unwrap();
+        assert_eq!(short.target().id.as_str(), "small");
+        drop(held);
+        short
+    });
+    assert_eq!(waiting.unwrap().target().id.as_str(), "large");
+    drop(short);
 }

@@ -40,6 +40,7 @@ mod log;
 mod loss;
 mod members;
 mod metrics;
+mod mixed;
 mod models;
 mod openapi;
 mod parameters;

@@ -12,6 +12,7 @@ const CHATS: Capabilities = Capabilities {
     vision: false,
     tools: true,
     structured_output: true,
+    thinking: false,
 };
 
 fn image(url: &str) -> Value {

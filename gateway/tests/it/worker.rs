@@ -108,6 +108,12 @@ impl Joining<'_> {
         self
     }
 
+    /// The longest prompt and answer it takes, in tokens.
+    pub fn context(mut self, tokens: u32) -> Self {
+        self.facts.context_length = Some(tokens);
+        self
+    }
+
     /// What an operator calls it.
     pub fn labels(mut self, labels: Value) -> Self {
         self.labels = labels;

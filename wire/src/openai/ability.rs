@@ -1,7 +1,34 @@
 //! Whether a model can do what a request asks of it, by what its worker says of it; what is not known is let through.
 
 use super::{ChatRequest, Faults, Format, Part, parameters::Kind};
-use crate::{ModelFacts, ModelName};
+use crate::{Capabilities, ModelFacts, ModelName};
+
+/// What the workers of one model can do between them: whatever one of them can. Where they differ in what the model is,
+/// the first one's word counts.
+pub fn together<'a>(all: impl IntoIterator<Item = &'a ModelFacts>) -> ModelFacts {
+    all.into_iter().fold(ModelFacts::default(), |sum, one| ModelFacts {
+        context_length: sum.context_length.max(one.context_length),
+        quantization: sum.quantization.or_else(|| one.quantization.clone()),
+        architecture: sum.architecture.or_else(|| one.architecture.clone()),
+        engine: sum.engine.or(one.engine),
+        capabilities: match (sum.capabilities, one.capabilities) {
+            (Some(a), Some(b)) => Some(either(a, b)),
+            (a, b) => a.or(b),
+        },
+    })
+}
+
+fn either(a: Capabilities, b: Capabilities) -> Capabilities {
+    Capabilities {
+        chat: a.chat || b.chat,
+        completions: a.completions || b.completions,
+        embeddings: a.embeddings || b.embeddings,
+        vision: a.vision || b.vision,
+        tools: a.tools || b.tools,
+        structured_output: a.structured_output || b.structured_output,
+        thinking: a.thinking || b.thinking,
+    }
+}
 
 /// Whether the model takes this kind of request at all.
 pub fn check_kind(kind: Kind, model: &ModelName, facts: &ModelFacts, faults: &mut Faults) {

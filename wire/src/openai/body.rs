@@ -28,6 +28,10 @@ impl<'a> Body<'a> {
     /// Reads a body; anything in it that is not JSON is a fault that names its place.
     pub fn read(bytes: &'a [u8]) -> Result<Self, Faults> {
         let mut faults = Faults::default();
+        if bytes.trim_ascii().is_empty() {
+            faults.body("The body is empty; send a JSON object, with the header Content-Type: application/json.");
+            return Err(faults);
+        }
         match measure(bytes) {
             Ok(()) => {}
             Err(Excess::Depth(at)) => {

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    Body, Faults, Format, Message, Part, Sampling, Tool, ToolChoice, format, messages, reading::Reading, tools,
+    Body, Faults, Format, Message, Part, Sampling, Thinking, Tool, ToolChoice, format, messages, reading::Reading,
+    thinking, tools,
 };
 use crate::ModelName;
 
@@ -31,6 +32,8 @@ pub struct ChatRequest {
     pub logprobs: Option<u32>,
     /// The form the answer must have.
     pub format: Format,
+    /// What is asked of its thinking.
+    pub thinking: Thinking,
     /// The functions the model knows of.
     pub tools: Vec<Tool>,
     /// Whether it may, must or must not call one.
@@ -64,6 +67,7 @@ impl ChatRequest {
         let n = reading.count("n", 1, MOST_CHOICES).unwrap_or(1);
         let logprobs = read_logprobs(&mut reading);
         let format = format::read(&mut reading);
+        let thinking = thinking::read(&mut reading);
         let tools = tools::read(&mut reading);
         let (tool_choice, allowed_tools) = tools::read_choice(&mut reading, &tools);
         let parallel_tool_calls = reading.flag("parallel_tool_calls").unwrap_or(true);
@@ -77,6 +81,7 @@ impl ChatRequest {
             n,
             logprobs,
             format,
+            thinking,
             tools,
             tool_choice,
             allowed_tools,

@@ -184,8 +184,12 @@ fn read_one(at: &str, mut message: Map<String, Value>, faults: &mut Faults) -> O
         // An assistant that called tools may have said nothing, and so may a tool that only did something.
         None | Some(Value::Null) if role == Role::Assistant => refusal.map(Content::from).unwrap_or_default(),
         Some(Value::Null) if role == Role::Tool => Content::default(),
-        _ => {
-            faults.invalid(format!("{at}.content"), "must be a string or a list of parts");
+        other => {
+            let rule = match other {
+                None | Some(Value::Null) => "is missing; send a string or a list of parts",
+                Some(_) => "must be a string or a list of parts",
+            };
+            faults.invalid(format!("{at}.content"), rule);
             Content::default()
         }
     };
@@ -200,6 +204,10 @@ fn read_one(at: &str, mut message: Map<String, Value>, faults: &mut Faults) -> O
 }
 
 fn read_part(at: &str, mut part: Value, reasoning: &mut Option<String>, faults: &mut Faults) -> Option<Part> {
+    if !part.is_object() {
+        faults.invalid(at, "must be an object such as {\"type\": \"text\", \"text\": \"…\"}");
+        return None;
+    }
     let kind = part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut text = |key: &str| {
         if let Some(Value::String(text)) = part.get_mut(key).map(Value::take) {

@@ -20,6 +20,7 @@ mod sampling;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod thinking;
 mod tools;
 
 pub use body::Body;
@@ -31,4 +32,5 @@ pub use format::Format;
 pub use input::Input;
 pub use messages::{Content, Message, Part, Role};
 pub use sampling::Sampling;
+pub use thinking::{Effort, Thinking};
 pub use tools::{Tool, ToolCall, ToolChoice};

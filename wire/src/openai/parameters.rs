@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Body, Faults};
-use crate::EngineName;
+use crate::{EngineName, ModelFacts};
 
-/// What becomes of a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+/// What becomes of a parameter, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Support {
     /// The engine does it.
     Native,
     /// We do it around the engine, to the same effect.
     Emulated,
+    /// Handed on to the attached server, which decides.
+    Passed,
     /// Accepted without effect, and named in `x-hive-ignored-params`: the answer is not worse for it.
     Ignored,
     /// 400 `unsupported_parameter`, unless its value asks for nothing.
     Refused,
-    /// Handed on to the attached server, which decides.
-    Passed,
 }
 
 /// The kinds of requests.
@@ -47,6 +47,8 @@ pub struct Parameter {
     pub mistral: Support,
     /// On the scripted engine, whose answers are the same whatever the sampling.
     pub scripted: Support,
+    /// Whether it has an effect only on models whose chat template switches thinking.
+    pub thinking: bool,
     /// What to do instead, if it is refused; goes on from its name.
     pub instead: &'static str,
     /// Values, as JSON text, that ask for nothing and are never refused; null, false, 0 and what is empty are too.
@@ -61,6 +63,7 @@ const fn same(name: &'static str, support: Support) -> Parameter {
         name,
         mistral: support,
         scripted: support,
+        thinking: false,
         instead: "",
         asks_nothing: &[],
     }
@@ -82,6 +85,15 @@ const fn ignored(name: &'static str) -> Parameter {
 const fn sampling(name: &'static str) -> Parameter {
     Parameter {
         scripted: Support::Emulated,
+        ..same(name, Support::Native)
+    }
+}
+
+/// Read by the chat templates of models that think before they answer.
+const fn thinking(name: &'static str) -> Parameter {
+    Parameter {
+        scripted: Support::Ignored,
+        thinking: true,
         ..same(name, Support::Native)
     }
 }
@@ -227,13 +239,11 @@ const CHAT: &[Parameter] = &[
     ignored("prompt_cache_key"),
     ignored("prompt_cache_options"),
     ignored("prompt_cache_retention"),
-    ignored("reasoning_effort"),
     ignored("safety_identifier"),
     ignored("service_tier"),
     ignored("store"),
     ignored("verbosity"),
     refused("chat_template", &[], TEMPLATE),
-    refused("chat_template_kwargs", &[], TEMPLATE),
     refused("documents", &[], TEMPLATE),
     refused(
         "continue_final_message",
@@ -247,11 +257,14 @@ const CHAT: &[Parameter] = &[
     ),
     refused("echo", &[], "is not done in a chat; send a completion instead"),
     refused("best_of", &["1"], "is not done in a chat; send `n` instead"),
-    // Of models that think aloud; the models here think or not as their template has it.
+    thinking("reasoning_effort"),
+    thinking("enable_thinking"),
+    // Of its fields `enable_thinking` and `reasoning_effort`; any other is refused.
+    thinking("chat_template_kwargs"),
+    // Other servers' names for the same.
     ignored("think"),
     ignored("thinking"),
     ignored("reasoning"),
-    ignored("enable_thinking"),
     ignored("include_reasoning"),
 ];
 
@@ -289,9 +302,11 @@ pub fn table(kind: Kind) -> impl Iterator<Item = &'static Parameter> {
 }
 
 impl Parameter {
-    /// What becomes of it on an engine; none: an attached server.
-    pub fn on(&self, engine: Option<EngineName>) -> Support {
-        match engine {
+    /// What becomes of it on a worker of which this is known; without an engine, it is an attached server.
+    pub fn on(&self, facts: &ModelFacts) -> Support {
+        let thinks = facts.capabilities.is_some_and(|can| can.thinking);
+        match facts.engine {
+            Some(EngineName::Mistral) if self.thinking && !thinks => Support::Ignored,
             Some(EngineName::Mistral) => self.mistral,
             Some(EngineName::Scripted) => self.scripted,
             None => Support::Passed,
@@ -300,14 +315,14 @@ impl Parameter {
 }
 
 /// Judges the parameters of a body: the names of those that will have no effect, and a fault for each that is refused.
-pub fn judge(kind: Kind, engine: Option<EngineName>, body: &Body<'_>, faults: &mut Faults) -> Vec<String> {
-    if engine.is_none() {
+pub fn judge(kind: Kind, facts: &ModelFacts, body: &Body<'_>, faults: &mut Faults) -> Vec<String> {
+    if facts.engine.is_none() {
         return Vec::new();
     }
     let mut ignored = Vec::new();
     for name in body.names() {
         let row = table(kind).find(|row| row.name == name);
-        match row.map_or(Support::Ignored, |row| row.on(engine)) {
+        match row.map_or(Support::Ignored, |row| row.on(facts)) {
             Support::Ignored => ignored.push(name.to_owned()),
             Support::Refused => {
                 let raw = body.raw(name).unwrap_or("null");

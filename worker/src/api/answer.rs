@@ -31,7 +31,7 @@ use super::{
     text::TextChoice,
 };
 use crate::{
-    engine::{self, Event, Fault, FinishReason, Piece, TokenLogprob, Usage},
+    engine::{self, Engine, Event, Fault, FinishReason, Piece, TokenLogprob, Usage},
     state::{Worker, random_hex},
 };
 
@@ -46,11 +46,13 @@ pub struct Head {
     pub model: ModelName,
     /// What decides what a seed answers.
     pub fingerprint: String,
+    /// Tokens of the prompt that were kept from an earlier one, if that is known.
+    pub cached: Option<u32>,
 }
 
 impl Head {
     /// For the answer to the request of that id.
-    pub fn new(request: &str, form: Form, model: ModelName, fingerprint: String) -> Self {
+    pub fn new(request: &str, form: Form, model: ModelName, engine: &dyn Engine) -> Self {
         let created = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -60,7 +62,8 @@ impl Head {
             id: format!("{kind}-{request}"),
             created,
             model,
-            fingerprint,
+            fingerprint: engine.fingerprint().to_owned(),
+            cached: engine.cached_tokens(),
         }
     }
 }
@@ -77,6 +80,15 @@ pub fn choices(all: impl IntoIterator<Item = BoxStream<'static, Event>>) -> Choi
     stream::select_all(numbered)
 }
 
+/// A prompt that is told before its continuation.
+#[derive(Debug, Clone, Default)]
+pub struct Echo {
+    /// As it was written; empty where none is wanted.
+    pub text: String,
+    /// Its tokens, if it is wanted to know how likely they were.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
 /// How an answer is told.
 #[derive(Debug)]
 pub struct Telling {
@@ -87,7 +99,7 @@ pub struct Telling {
     /// Tokens of all prompts.
     pub prompt_tokens: u32,
     /// What comes before each choice.
-    pub echoes: Vec<String>,
+    pub echoes: Vec<Echo>,
     /// A stream ends with its usage.
     pub include_usage: bool,
 }
@@ -133,8 +145,9 @@ struct Gathered {
 /// The answer in one piece.
 pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) -> Result<Response, Refusal> {
     let lost = || Refusal::Failed("it lost the generation".to_owned());
-    let begin = |echo: &String| Gathered {
-        text: echo.clone(),
+    let begin = |echo: &Echo| Gathered {
+        text: echo.text.clone(),
+        logprobs: echo.logprobs.clone(),
         ..Gathered::default()
     };
     let mut gathered: Vec<Gathered> = telling.echoes.iter().map(begin).collect();
@@ -178,7 +191,11 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
         }
         Form::Text { .. } => {
             let choices = numbered.map(|(i, (choice, echo))| {
-                let mut offset = echo.chars().count();
+                let mut offset = if echo.logprobs.is_empty() {
+                    echo.text.chars().count()
+                } else {
+                    0
+                };
                 TextChoice::new(i, &choice.text, &choice.logprobs, &mut offset, choice.reason)
             });
             Json(Envelope::new(head, "text_completion", choices.collect(), usage)).into_response()
@@ -402,10 +419,10 @@ impl Writer {
             let echo = std::mem::take(&mut self.telling.echoes[i]);
             match self.telling.form {
                 Form::Chat => self.chat(i, Delta::Role { calls: call == Some(i) }, &[], None),
-                Form::Text { .. } if echo.is_empty() => {}
-                Form::Text { .. } => self.text(i, &echo, &[], None),
+                Form::Text { .. } if echo.text.is_empty() => {}
+                Form::Text { .. } => self.text(i, &echo.text, &echo.logprobs, None),
             }
-            self.choices[i].offset = echo.chars().count();
+            self.choices[i].offset = echo.text.chars().count();
         }
     }
 

@@ -51,7 +51,7 @@ impl<'a, C> Envelope<'a, C> {
             model: head.model.as_str(),
             system_fingerprint: &head.fingerprint,
             choices,
-            usage: usage.map(Into::into),
+            usage: usage.map(|usage| Usage::new(usage, head.cached)),
         }
     }
 }
@@ -249,12 +249,13 @@ struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
-    prompt_tokens_details: PromptDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptDetails>,
     completion_tokens_details: CompletionDetails,
 }
 
-/// On a CPU nothing is kept from one prompt to the next; elsewhere the engine does not tell.
-#[derive(Debug, Default, Serialize)]
+/// Left out where the engine does not tell.
+#[derive(Debug, Serialize)]
 struct PromptDetails {
     cached_tokens: u32,
 }
@@ -265,14 +266,14 @@ struct CompletionDetails {
     reasoning_tokens: u32,
 }
 
-impl From<engine::Usage> for Usage {
-    fn from(usage: engine::Usage) -> Self {
+impl Usage {
+    fn new(usage: engine::Usage, cached: Option<u32>) -> Self {
         let engine::Usage { prompt, completion } = usage;
         Self {
             prompt_tokens: prompt,
             completion_tokens: completion,
             total_tokens: prompt.saturating_add(completion),
-            prompt_tokens_details: PromptDetails::default(),
+            prompt_tokens_details: cached.map(|cached_tokens| PromptDetails { cached_tokens }),
             completion_tokens_details: CompletionDetails::default(),
         }
     }

@@ -12,6 +12,7 @@ fn choice(delta: Delta, finish: Option<FinishReason>) -> Value {
         created: 5,
         model: "m".parse().unwrap(),
         fingerprint: "fp_1".to_owned(),
+        cached: Some(0),
     };
     let choices = vec![Choice::new(0, delta, &[], finish)];
     let event = sse(&Envelope::new(&head, "chat.completion.chunk", choices, None));
@@ -74,10 +75,12 @@ fn usage_tells_its_details() {
         completion: 4,
     };
     assert_eq!(
-        serde_json::to_value(Usage::from(usage)).unwrap(),
+        serde_json::to_value(Usage::new(usage, Some(0))).unwrap(),
         json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
             "prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}})
     );
+    let unknown = serde_json::to_value(Usage::new(usage, None)).unwrap();
+    assert!(unknown.get("prompt_tokens_details").is_none(), "{unknown}");
 }
 
 #[test]

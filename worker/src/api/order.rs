@@ -60,6 +60,7 @@ impl Order {
             schema: schema.map(|value| Schema { value, strict: true }),
             tools,
             logprobs: asked.logprobs,
+            thinking: asked.thinking,
         };
         Ok(Self {
             requests: vec![request],
@@ -74,13 +75,6 @@ impl Order {
     pub fn completion(body: &[u8], model: &ModelName) -> Result<Self, Refusal> {
         let asked = CompletionRequest::read(body)?;
         check_model(asked.model.as_ref(), model)?;
-        if asked.echo && asked.logprobs.is_some() {
-            return Err(Refusal::Unsupported {
-                param: "logprobs",
-                message: "`logprobs` of an echoed prompt are not computed here; leave out `echo` or `logprobs`."
-                    .to_owned(),
-            });
-        }
         let request = |prompt| Request {
             prompt: Prompt::Raw(prompt),
             max_tokens: Some(asked.max_tokens),
@@ -184,12 +178,5 @@ mod tests {
         };
         assert_eq!(faults.param(), Some("messages[0].content[1].type"));
         assert!(faults.to_string().contains("`m` reads text only"), "{faults}");
-    }
-
-    #[test]
-    fn an_echo_has_no_logprobs() {
-        let body = br#"{"model": "m", "prompt": "a", "echo": true, "logprobs": 1}"#;
-        let refused = Order::completion(body, &"m".parse().unwrap()).unwrap_err();
-        assert!(matches!(refused, Refusal::Unsupported { param: "logprobs", .. }));
     }
 }

@@ -116,15 +116,15 @@ impl Refusal {
         match self {
             Self::Faults(faults) => faults.to_string(),
             Self::Invalid { message, .. } | Self::Unsupported { message, .. } => message.clone(),
-            // Clients that do not read the code know this fault by the words `maximum context length is`.
             Self::ContextLength {
                 param,
                 context,
                 prompt,
                 asked: Some(asked),
             } => format!(
-                "This model's maximum context length is {context} tokens, but {prompt} tokens of {param} and {asked} of answer were \
-                 asked for. Shorten `{param}` or lower max_tokens."
+                "This model's maximum context length is {context} tokens, but you asked for {}: {prompt} in `{param}` and \
+                 {asked} for the answer. Shorten `{param}`, or lower max_tokens.",
+                u64::from(*prompt) + u64::from(*asked)
             ),
             Self::ContextLength {
                 param,
@@ -164,6 +164,7 @@ impl Refusal {
                 asked,
             },
             EngineError::Invalid { param, message } => Self::Invalid { param, message },
+            EngineError::Unsupported { param, message } => Self::Unsupported { param, message },
             EngineError::Unsuited { does } => Self::Unsuited {
                 model: model.clone(),
                 does,

@@ -19,8 +19,9 @@ pub struct TextChoice<'a> {
 #[derive(Debug, Serialize)]
 struct TextLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<BTreeMap<String, f32>>,
+    /// The first token of a prompt follows nothing, and has none.
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
     text_offset: Vec<usize>,
 }
 
@@ -57,11 +58,16 @@ impl TextLogprobs {
         // The one chosen is always among its rivals, so there may be one more than asked for.
         let rivals = |logprob: &TokenLogprob| {
             let all = logprob.top.iter().chain([&logprob.token]);
-            all.map(|rival| (name(rival), finite(rival.logprob))).collect()
+            let all = all.map(|rival| (name(rival), finite(rival.logprob))).collect();
+            (!logprob.token.logprob.is_nan()).then_some(all)
+        };
+        let own = |logprob: &TokenLogprob| {
+            let own = logprob.token.logprob;
+            (!own.is_nan()).then(|| finite(own))
         };
         Some(Self {
             tokens: logprobs.iter().map(|logprob| name(&logprob.token)).collect(),
-            token_logprobs: logprobs.iter().map(|logprob| finite(logprob.token.logprob)).collect(),
+            token_logprobs: logprobs.iter().map(own).collect(),
             top_logprobs: logprobs.iter().map(rivals).collect(),
             text_offset,
         })

@@ -64,8 +64,7 @@ impl Grounds {
         let parser = self.factory.create_parser(TopLevelGrammar::from_lark(grammar));
         let matcher = Matcher::new(parser);
         match matcher.get_error() {
-            // The rest is the grammar itself, which the caller did not write.
-            Some(error) => Err(error.lines().next().unwrap_or_default().chars().take(300).collect()),
+            Some(error) => Err(reason(&error)),
             None => Ok(Guide {
                 matcher,
                 ends: self.ends.clone(),
@@ -73,6 +72,19 @@ impl Grounds {
             }),
         }
     }
+}
+
+/// What is wrong, without the grammar itself and places in it, which the caller did not write.
+fn reason(error: &str) -> String {
+    let first = error.lines().next().unwrap_or_default();
+    let first = first.rsplit_once("JSON schema: ").map_or(first, |(_, reason)| reason);
+    // Of a pattern, the first line says only that it is none.
+    let pattern = error.lines().find_map(|line| line.strip_prefix("error: "));
+    let told = match pattern {
+        Some(pattern) => format!("{} {pattern}", first.trim_end()),
+        None => first.to_owned(),
+    };
+    told.chars().take(300).collect()
 }
 
 /// Follows one answer through its grammar. A clone goes its own way.

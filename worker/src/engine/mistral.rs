@@ -13,6 +13,7 @@
 //! slot. Dropping the stream closes the channel of the engine's own answers, which is its way to cancel: at the next
 //! token, never inside a prefill.
 
+mod likelihood;
 mod prompt;
 
 use std::{
@@ -24,20 +25,20 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use mistralrs::{
-    Constraint, CustomLogitsProcessor, DefaultSchedulerMethod, DeviceMapSetting, Function, MemoryGpuConfig,
+    Constraint, CustomLogitsProcessor, DType, DefaultSchedulerMethod, DeviceMapSetting, Function, MemoryGpuConfig,
     MessageContent, MistralRs, ModelDType, NormalRequest, PagedAttentionConfig, PagedCacheType,
-    Request as EngineRequest, RequestMessage, Response, SamplingParams, SchedulerConfig, Tensor, TokenSource,
-    Tool as EngineTool, ToolType,
+    Request as EngineRequest, RequestMessage, Response, Result as EngineResult, SamplingParams, SchedulerConfig,
+    Tensor, TokenSource, Tool as EngineTool, ToolType,
     core::{
         EmbeddingLoaderBuilder, EmbeddingSpecificConfig, GGUFLoaderBuilder, GGUFSpecificConfig, Loader,
-        MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig, Pipeline,
+        MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig, Pipeline, ReasoningEffort,
     },
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use wire::{Capabilities, EngineName, ModelFacts, openai::Input};
 
 use super::{
-    Engine, EngineError, Event, LoadError, Prepared, Report, Request, Slot, Spec, fingerprint, gguf,
+    Engine, EngineError, Event, LoadError, Prepared, Report, Request, Slot, Spec, TokenLogprob, fingerprint, gguf,
     grammar::{Grounds, Guide},
     progress,
     run::{Choice, Chosen, Run, Vocabulary},
@@ -137,6 +138,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         tools: !embeds,
         structured_output: !embeds,
         vision: false,
+        thinking: speech.as_ref().is_some_and(|speech| speech.thinks),
     });
     let (device, context_length) = (spec.device.to_string(), context.to_string());
     let mut settings = vec![ENGINE, &device, &context_length];
@@ -212,6 +214,11 @@ fn speech(pipeline: &dyn Pipeline, path: &Path) -> Result<Speech, LoadError> {
         vocabulary: Arc::new(vocabulary),
         grounds,
         knows_tools: taught.is_some(),
+        thinks: text.is_some_and(|text| {
+            ["enable_thinking", "reasoning_effort"]
+                .iter()
+                .any(|word| text.contains(word))
+        }),
     })
 }
 
@@ -300,6 +307,8 @@ struct Speech {
     grounds: Grounds,
     /// Its chat template tells of tools, in a form that is read here.
     knows_tools: bool,
+    /// Its chat template switches thinking.
+    thinks: bool,
 }
 
 impl Engine for Mistral {
@@ -309,6 +318,11 @@ impl Engine for Mistral {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The engine keeps prompts where it has paged attention, and does not say how much of them it used.
+    fn cached_tokens(&self) -> Option<u32> {
+        self.turns.as_ref().map(|_| 0)
     }
 
     fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>> {
@@ -350,6 +364,11 @@ impl Engine for Mistral {
             }
         };
         run.flatten_stream().boxed()
+    }
+
+    fn likelihoods(&self, prepared: &Prepared, slot: Slot) -> BoxFuture<'_, Result<Vec<TokenLogprob>, EngineError>> {
+        let prepared = prepared.clone();
+        async move { likelihood::of_prompt(self, &prepared, slot).await }.boxed()
     }
 
     fn prepare_embedding(&self, inputs: Vec<Input>) -> BoxFuture<'_, Result<Vec<Vec<u32>>, EngineError>> {
@@ -540,7 +559,7 @@ impl Choose {
 }
 
 impl CustomLogitsProcessor for Choose {
-    fn apply(&self, logits: &Tensor, context: &[u32]) -> mistralrs::Result<Tensor> {
+    fn apply(&self, logits: &Tensor, context: &[u32]) -> EngineResult<Tensor> {
         let device = logits.device();
         let logits: Vec<f32> = logits.to_vec1()?;
         let choice = self.choose(&logits, context);

@@ -46,12 +46,20 @@ pub trait Engine: Send + Sync {
     /// Names the model's files, the engine and its settings in short: while it stays, a seed repeats its answer.
     fn fingerprint(&self) -> &str;
 
+    /// How many tokens of a prompt were kept from an earlier one; none: some may have been, and nobody tells.
+    fn cached_tokens(&self) -> Option<u32> {
+        Some(0)
+    }
+
     /// Applies the chat template, counts the prompt and checks what can be checked, without taking a slot.
     fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>>;
 
     /// Generates. Dropping the stream stops the work at the next token; the slot is dropped when the work has
     /// really ended, which can be later.
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event>;
+
+    /// The prompt's tokens and how likely each was after those before it, with as many rivals as were asked for.
+    fn likelihoods(&self, prepared: &Prepared, slot: Slot) -> BoxFuture<'_, Result<Vec<TokenLogprob>, EngineError>>;
 
     /// The tokens of things to embed, checked against the context, without taking a slot.
     fn prepare_embedding(&self, inputs: Vec<Input>) -> BoxFuture<'_, Result<Vec<Vec<u32>>, EngineError>>;
@@ -112,7 +120,7 @@ pub struct TokenLogprob {
 pub struct Candidate {
     /// Its bytes; a code point can span several tokens.
     pub bytes: Vec<u8>,
-    /// ln of its probability.
+    /// ln of its probability; not a number for the first token of a prompt, which follows nothing.
     pub logprob: f32,
 }
 
@@ -168,6 +176,14 @@ pub enum EngineError {
         /// The field.
         param: String,
         /// What is wrong with it.
+        message: String,
+    },
+    /// A field asks for more than this engine does.
+    #[error("{param}: {message}")]
+    Unsupported {
+        /// The field.
+        param: &'static str,
+        /// What it does, and what to do instead.
         message: String,
     },
     /// The engine itself failed.

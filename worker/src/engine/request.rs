@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wire::openai::{Input, Message, Sampling, Tool};
+use wire::openai::{Input, Message, Sampling, Thinking, Tool};
 
 use super::{EngineError, grammar::Guide, tools::Dialect};
 
@@ -23,6 +23,8 @@ pub struct Request {
     pub tools: Option<Tools>,
     /// Report log-probabilities, and of that many alternatives.
     pub logprobs: Option<u32>,
+    /// Whether and how much to think first.
+    pub thinking: Thinking,
 }
 
 /// What to go on from.
@@ -130,6 +132,11 @@ impl Prepared {
     /// The prompt as text, if it came as it stands; empty for a conversation.
     pub fn written(&self) -> &str {
         &self.written
+    }
+
+    /// Whether log-probabilities were asked for.
+    pub fn wants_logprobs(&self) -> bool {
+        self.request.logprobs.is_some()
     }
 
     /// Most tokens to generate.

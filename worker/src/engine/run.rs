@@ -29,6 +29,21 @@ pub struct Vocabulary {
     pub ends: Vec<u32>,
 }
 
+impl Vocabulary {
+    /// A token and its rivals in bytes.
+    pub fn tell(&self, sampled: &Sampled) -> TokenLogprob {
+        let candidate = |token, logprob| Candidate {
+            bytes: (self.bytes)(token),
+            logprob,
+        };
+        let rivals = sampled.top.iter().map(|&(token, logprob)| candidate(token, logprob));
+        TokenLogprob {
+            token: candidate(sampled.token, sampled.logprob),
+            top: rivals.collect(),
+        }
+    }
+}
+
 /// A token that was chosen, or why none could be.
 pub type Choice = Result<Chosen, String>;
 
@@ -124,7 +139,7 @@ impl<R> Run<R> {
     }
 
     fn take(&mut self, Chosen { sampled, is_last }: &Chosen, events: &mut Vec<Event>) {
-        let Vocabulary { decode, bytes, ends } = &*self.vocabulary;
+        let Vocabulary { decode, ends, .. } = &*self.vocabulary;
         if ends.contains(&sampled.token) {
             self.answer
                 .end(&self.detokenizer.finish(decode), FinishReason::Stop, events);
@@ -135,18 +150,7 @@ impl<R> Run<R> {
         if *is_last || self.answer.is_last() {
             text.push_str(&self.detokenizer.finish(decode));
         }
-        let candidate = |token, logprob| Candidate {
-            bytes: bytes(token),
-            logprob,
-        };
-        let logprob = self.logprobs.then(|| TokenLogprob {
-            token: candidate(sampled.token, sampled.logprob),
-            top: sampled
-                .top
-                .iter()
-                .map(|&(token, logprob)| candidate(token, logprob))
-                .collect(),
-        });
+        let logprob = self.logprobs.then(|| self.vocabulary.tell(sampled));
         self.over = self.answer.push(&text, logprob, *is_last, events);
     }
 

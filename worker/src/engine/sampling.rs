@@ -27,6 +27,21 @@ pub struct Sampled {
     pub top: Vec<(u32, f32)>,
 }
 
+impl Sampled {
+    /// This token, as likely as the logits have it, with so many rivals.
+    pub fn weighed(token: u32, logits: &[f32], rivals: u32) -> Self {
+        let log_sum = log_sum_exp(logits);
+        let top = likeliest(logits, rivals as usize);
+        Self {
+            token,
+            logprob: logits
+                .get(token as usize)
+                .map_or(f32::NEG_INFINITY, |logit| logit - log_sum),
+            top: top.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect(),
+        }
+    }
+}
+
 impl Sampler {
     /// For an answer to a prompt of so many tokens; `logprobs` asks for them, and for that many rivals.
     pub fn new(sampling: Sampling, prompt_tokens: usize, logprobs: Option<u32>) -> Self {
@@ -68,13 +83,7 @@ impl Sampler {
                 top: Vec::new(),
             };
         };
-        let log_sum = log_sum_exp(logits);
-        let top = likeliest(logits, rivals as usize);
-        Sampled {
-            token,
-            logprob: logits[token as usize] - log_sum,
-            top: top.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect(),
-        }
+        Sampled::weighed(token, logits, rivals)
     }
 
     /// Bias and penalties. OpenAI's two count the answer only, the repetition penalty the prompt as well.

@@ -308,6 +308,7 @@ impl Engine for Scripted {
                 tools: true,
                 structured_output: true,
                 vision: false,
+                thinking: false,
             }),
         }
     }
@@ -318,6 +319,22 @@ impl Engine for Scripted {
 
     fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>> {
         std::future::ready(self.look_at(request)).boxed()
+    }
+
+    fn likelihoods(&self, prepared: &Prepared, slot: Slot) -> BoxFuture<'_, Result<Vec<TokenLogprob>, EngineError>> {
+        let _slot = slot;
+        let words = prepared
+            .written
+            .split_inclusive(' ')
+            .enumerate()
+            .map(|(at, word)| TokenLogprob {
+                token: Candidate {
+                    bytes: word.as_bytes().to_vec(),
+                    logprob: if at == 0 { f32::NAN } else { -0.5 },
+                },
+                top: Vec::new(),
+            });
+        std::future::ready(Ok(words.collect())).boxed()
     }
 
     fn prepare_embedding(&self, inputs: Vec<Input>) -> BoxFuture<'_, Result<Vec<Vec<u32>>, EngineError>> {

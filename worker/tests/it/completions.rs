@@ -118,12 +118,31 @@ async fn the_older_logprobs_come_in_their_own_form() {
 }
 
 #[tokio::test]
+async fn an_echo_tells_how_likely_the_prompt_was() {
+    let worker = Worker::alone(json!({"tokens": ["b"]}), &[]).await.ready().await;
+    let echo = |more| with(ask(json!("é x"), json!({"echo": true, "logprobs": 0})), more);
+    let both = json!({"tokens": ["é ", "x", "b"], "token_logprobs": [null, -0.5, -0.5], "text_offset": [0, 2, 3],
+        "top_logprobs": [null, {"x": -0.5}, {"b": -0.5}]});
+    let streamed = worker.post("/v1/completions", &echo(json!({}))).await;
+    let mut told = json!({"tokens": [], "token_logprobs": [], "text_offset": [], "top_logprobs": []});
+    for chunk in streamed.chunks() {
+        for (key, list) in told.as_object_mut().unwrap() {
+            let more = chunk["choices"][0]["logprobs"][key].as_array().cloned();
+            list.as_array_mut().unwrap().extend(more.unwrap_or_default());
+        }
+    }
+    assert_eq!(told, both);
+    let alone = echo(json!({"stream": false, "stream_options": null, "max_tokens": 0}));
+    let alone = worker.post("/v1/completions", &alone).await.json();
+    assert_eq!(alone["choices"][0]["text"], "é x");
+    assert_eq!(alone["choices"][0]["logprobs"]["tokens"], json!(["é ", "x"]));
+    assert_eq!(alone["choices"][0]["logprobs"]["token_logprobs"], json!([null, -0.5]));
+}
+
+#[tokio::test]
 async fn what_is_not_done_is_said() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
-    for (more, param) in [
-        (json!({"suffix": "end"}), "suffix"),
-        (json!({"echo": true, "logprobs": 1}), "logprobs"),
-    ] {
+    for (more, param) in [(json!({"suffix": "end"}), "suffix"), (json!({"best_of": 3}), "best_of")] {
         let refused = worker.post("/v1/completions", &ask(json!("x"), more)).await;
         assert_eq!(
             (refused.status.as_u16(), refused.code()),

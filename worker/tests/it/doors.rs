@@ -130,7 +130,7 @@ async fn every_refusal_wears_the_envelope() {
     let answer = worker.ask(&with(streamed("a b"), json!({"max_tokens": 9}))).await;
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(
-        message.contains("maximum context length is 10 tokens, but 2 tokens of messages and 9 of answer"),
+        message.contains("length is 10 tokens, but you asked for 11: 2 in `messages` and 9 for the answer"),
         "{message}"
     );
 }

@@ -214,7 +214,7 @@ async fn what_does_not_fit_the_context_is_refused_with_both_figures() {
             (400, "context_length_exceeded".to_owned())
         );
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-        assert!(message.contains("holds 60 tokens"), "{message}");
+        assert!(message.contains("maximum context length is 60 tokens"), "{message}");
     }
     let all = worker
         .ask(&with(

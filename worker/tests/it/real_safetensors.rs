@@ -1,22 +1,58 @@
 //! A folder of safetensors by the real engine: it loads, chats by its own template, and counts.
 
-use serde_json::json;
+use std::path::Path;
+
+use serde_json::{Value, json};
 
 use super::{
     real_model::start,
     tiny::{WORDS, write_json, write_model},
-    worker::{streamed, with},
+    worker::{Worker, streamed, with},
 };
+
+/// A model with this chat template, served.
+async fn speaking(folder: &Path, template: &str) -> Worker {
+    write_model(folder, "model.");
+    let settings = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": WORDS[0], "unk_token": WORDS[1],
+        "chat_template": template});
+    write_json(folder, "tokenizer_config.json", &settings);
+    start(folder, &[]).await
+}
+
+#[tokio::test]
+async fn a_template_that_switches_thinking_hears_what_was_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = "{{ messages[0]['content'] }}{% if enable_thinking %} x{% endif %}{% if reasoning_effort == 'high' %} y y{% endif %}";
+    let worker = speaking(folder.path(), template).await;
+    let prompt = async |more: Value| {
+        let ask = with(streamed("hello"), json!({"temperature": 0, "max_tokens": 2}));
+        worker.ask(&with(ask, more)).await.usage()[0]
+    };
+    // One word, and the end that its tokenizer adds; models think unless they are told not to.
+    assert_eq!(prompt(json!({})).await, 3);
+    assert_eq!(
+        prompt(json!({"chat_template_kwargs": {"enable_thinking": false}})).await,
+        2
+    );
+    assert_eq!(prompt(json!({"reasoning_effort": "none"})).await, 2);
+    assert_eq!(prompt(json!({"reasoning_effort": "high"})).await, 5);
+    let refused = worker
+        .ask(&with(
+            streamed("hello"),
+            json!({"chat_template_kwargs": {"date": "today"}}),
+        ))
+        .await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.code()),
+        (400, "unsupported_parameter".to_owned())
+    );
+}
 
 #[tokio::test]
 async fn a_folder_of_safetensors_chats_by_its_own_template() {
     let folder = tempfile::tempdir().unwrap();
-    write_model(folder.path(), "model.");
     let template = "{% for message in messages %}{{ message['content'] }} {% endfor %}";
-    let settings = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": WORDS[0], "unk_token": WORDS[1],
-        "chat_template": template});
-    write_json(folder.path(), "tokenizer_config.json", &settings);
-    let worker = start(folder.path(), &[]).await;
+    let worker = speaking(folder.path(), template).await;
     // The model says anything, but only words it has, and the same when it is asked the same.
     let question = with(streamed("hello world good"), json!({"temperature": 0, "max_tokens": 5}));
     let (first, again) = (worker.ask(&question).await, worker.ask(&question).await);

@@ -141,6 +141,30 @@ async fn a_text_goes_on_as_it_stands() {
     let whole_text = format!("The capital of France is{}", choice["text"].as_str().unwrap());
     assert_eq!(echoed["choices"][0]["text"], whole_text);
 
+    // What it continues with is as likely in an echo as it was when it was said.
+    let all = with(
+        body.clone(),
+        json!({"prompt": whole_text, "echo": true, "max_tokens": 0}),
+    );
+    let all = worker.post("/v1/completions", &all).await.json();
+    let weighed = &all["choices"][0]["logprobs"];
+    assert_eq!(
+        (&all["choices"][0]["text"], &weighed["token_logprobs"][0]),
+        (&json!(whole_text), &Value::Null)
+    );
+    assert_eq!(
+        weighed["tokens"].as_array().unwrap()[5..],
+        logprobs["tokens"].as_array().unwrap()[..]
+    );
+    for at in 0..3 {
+        let (then, now) = (&logprobs["token_logprobs"][at], &weighed["token_logprobs"][5 + at]);
+        assert!(
+            (then.as_f64().unwrap() - now.as_f64().unwrap()).abs() < 0.01,
+            "{then} {now}"
+        );
+    }
+    assert_eq!(all["usage"]["completion_tokens"], 0);
+
     // 504, 3575, 282, 4649, 314 are the five tokens of the prompt.
     let ids = with(
         body,

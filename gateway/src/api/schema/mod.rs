@@ -95,6 +95,8 @@ pub struct Usage {
 /// How a prompt's tokens came about.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PromptTokens {
-    /// Those that were in the worker's memory already.
+    /// Those that were in the worker's memory already. On a CPU our engine keeps none from one request to the next (what
+    /// it kept would be shared while it is written), so there are 0; on a GPU it keeps them and does not tell how many, so
+    /// this is left out.
     pub cached_tokens: u64,
 }

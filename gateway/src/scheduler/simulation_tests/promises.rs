@@ -38,6 +38,7 @@ impl World {
                 model: &model(),
                 tokens: client.tokens,
                 labels: &Labels::new(),
+                unfit: &[],
                 tried: client.course.tried(),
                 home: None::<Home>,
             };

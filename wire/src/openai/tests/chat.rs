@@ -77,7 +77,7 @@ fn a_message_that_cannot_be_read_is_named() {
             json!({"role": "user", "content": [{"type": "banana"}]}),
             "messages[1].content[0].type",
         ),
-        (json!({"role": "user", "content": ["x"]}), "messages[1].content[0].type"),
+        (json!({"role": "user", "content": ["x"]}), "messages[1].content[0]"),
         (
             json!({"role": "user", "content": [{"type": "text"}]}),
             "messages[1].content[0].text",
@@ -144,7 +144,7 @@ fn all_faults_are_told_at_once_in_order() {
     assert_eq!((faulty.code(), faulty.param()), ("invalid_request", Some("model")));
     let text = faulty.to_string();
     assert!(
-        text.contains("`messages[1].content` must be a string or a list of parts."),
+        text.contains("`messages[1].content` is missing; send a string or a list of parts."),
         "{text}"
     );
     let many = ChatRequest::read(&body(json!({"messages": vec![json!(1); 2048]})))
@@ -211,4 +211,35 @@ fn logprobs_are_wanted_before_alternatives_are() {
     assert_eq!(faults(json!({"top_logprobs": 3})), ["top_logprobs"]);
     assert_eq!(faults(json!({"logprobs": true, "top_logprobs": 21})), ["top_logprobs"]);
     assert_eq!(faults(json!({"logprobs": 5})), ["logprobs"]);
+}
+
+#[test]
+fn thinking_is_asked_for_in_three_places() {
+    for (asked, enabled, effort) in [
+        (json!({}), None, None),
+        (json!({"reasoning_effort": "none"}), Some(false), None),
+        (json!({"reasoning_effort": "minimal"}), None, Some(Effort::Low)),
+        (
+            json!({"reasoning_effort": "xhigh", "enable_thinking": true}),
+            Some(true),
+            Some(Effort::High),
+        ),
+        (
+            json!({"enable_thinking": true, "chat_template_kwargs": {"enable_thinking": false, "reasoning_effort": "medium"}}),
+            Some(false),
+            Some(Effort::Medium),
+        ),
+        (
+            json!({"chat_template_kwargs": {}, "reasoning_effort": null}),
+            None,
+            None,
+        ),
+    ] {
+        assert_eq!(read(asked.clone()).thinking, Thinking { enabled, effort }, "{asked}");
+    }
+    assert_eq!(
+        faults(json!({"enable_thinking": "yes", "reasoning_effort": "very", "chat_template_kwargs": {"date": 1}})),
+        ["reasoning_effort?", "enable_thinking", "chat_template_kwargs.date?"]
+    );
+    assert_eq!(faults(json!({"chat_template_kwargs": "x"})), ["chat_template_kwargs"]);
 }

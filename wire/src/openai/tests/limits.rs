@@ -6,8 +6,12 @@ use super::*;
 fn what_has_no_effect_is_named_and_what_would_change_the_answer_is_refused() {
     let judge = |extra: Value, engine| {
         let text = body(extra);
+        let facts = ModelFacts {
+            engine,
+            ..ModelFacts::default()
+        };
         let mut faults = Faults::default();
-        let ignored = parameters::judge(Kind::Chat, engine, &Body::read(&text).unwrap(), &mut faults);
+        let ignored = parameters::judge(Kind::Chat, &facts, &Body::read(&text).unwrap(), &mut faults);
         (ignored, named(&faults))
     };
     let asked = json!({"user": "u", "store": null, "x_new": 1, "mirostat": 2, "typical_p": 1, "min_tokens": 0, "temperature": 0.5});
@@ -101,4 +105,57 @@ fn a_model_is_asked_only_for_what_it_can_do() {
         faults.param() == Some("model") && faults.to_string().contains("`m`"),
         "{faults}"
     );
+}
+
+#[test]
+fn thinking_is_switched_where_the_model_can() {
+    let asked = json!({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": false}});
+    let judge = |engine, thinking| {
+        let facts = ModelFacts {
+            engine: Some(engine),
+            capabilities: Some(Capabilities {
+                thinking,
+                ..Capabilities::default()
+            }),
+            ..ModelFacts::default()
+        };
+        let (text, mut faults) = (body(asked.clone()), Faults::default());
+        let ignored = parameters::judge(Kind::Chat, &facts, &Body::read(&text).unwrap(), &mut faults);
+        assert!(faults.is_empty(), "{faults}");
+        ignored
+    };
+    assert_eq!(judge(EngineName::Mistral, true), [""; 0]);
+    let both = ["chat_template_kwargs", "reasoning_effort"];
+    for (engine, thinking) in [(EngineName::Mistral, false), (EngineName::Scripted, true)] {
+        let mut ignored = judge(engine, thinking);
+        ignored.sort();
+        assert_eq!(ignored, both);
+    }
+}
+
+#[test]
+fn workers_of_one_model_can_together_what_one_of_them_can() {
+    let facts = |context_length, capabilities| ModelFacts {
+        context_length,
+        capabilities,
+        ..ModelFacts::default()
+    };
+    let (sees, calls) = (
+        Capabilities {
+            vision: true,
+            ..Capabilities::default()
+        },
+        Capabilities {
+            tools: true,
+            ..Capabilities::default()
+        },
+    );
+    let all = [
+        facts(Some(5), Some(sees)),
+        facts(None, None),
+        facts(Some(7), Some(calls)),
+    ];
+    let both = Capabilities { vision: true, ..calls };
+    assert_eq!(ability::together(&all), facts(Some(7), Some(both)));
+    assert_eq!(ability::together(&all[1..2]), ModelFacts::default());
 }

@@ -3,9 +3,9 @@
 //! The engine's own types come through [`super`], which alone names their crate.
 
 use serde_json::Value;
-use wire::openai::{Input, Message, Role};
+use wire::openai::{Effort, Input, Message, Role};
 
-use super::{EngineTool, Function, MessageContent, Pipeline, Speech, ToolType};
+use super::{EngineTool, Function, MessageContent, Pipeline, ReasoningEffort, Speech, ToolType};
 use crate::engine::{
     EngineError, Prompt, Request,
     tools::{self, Dialect},
@@ -38,10 +38,20 @@ pub fn tokenize(pipeline: &dyn Pipeline, speech: &Speech, request: &Request) -> 
                 .map(|keys| keys.clone().into_iter().collect()),
         },
     });
-    let rendered =
-        pipeline
-            .get_processor()
-            .process(pipeline, messages.collect(), true, true, None, None, shown.collect());
+    let effort = request.thinking.effort.map(|effort| match effort {
+        Effort::Low => ReasoningEffort::Low,
+        Effort::Medium => ReasoningEffort::Medium,
+        Effort::High => ReasoningEffort::High,
+    });
+    let rendered = pipeline.get_processor().process(
+        pipeline,
+        messages.collect(),
+        true,
+        true,
+        request.thinking.enabled,
+        effort,
+        shown.collect(),
+    );
     let (mut tokens, text) = rendered.map_err(|error| EngineError::Invalid {
         param: "messages".to_owned(),
         message: format!("`messages` do not fit the model's chat template: {error:#}."),
