@@ -63,6 +63,7 @@ pub const CONTROL: &[Route] = &[
     (Method::POST, "/control/v1/keys/{id}/rotate", ADMIN),
     (Method::POST, "/control/v1/tokens/verify", ADMIN),
     (Method::GET, "/control/v1/requests", ADMIN),
+    (Method::GET, "/control/v1/requests/{id}/explain", ADMIN),
     (Method::POST, "/control/v1/requests/{id}/cancel", ADMIN),
     (Method::GET, "/control/v1/usage", ADMIN),
     (Method::GET, "/control/v1/audit", AUDIT),
