@@ -12,10 +12,18 @@ use super::{
     settle,
     watch::{Wake, Watch},
 };
-use crate::{error::ApiError, registry::members::Outcome, state::AppState};
+use crate::{books::Entry, error::ApiError, registry::members::Outcome, state::AppState};
 
 /// The most text and log-probabilities of one answer, in bytes; more would fill the memory for one client's sake.
 const LARGEST: usize = 64 * 1024 * 1024;
+
+/// Why there is no whole answer.
+pub enum Uncollected {
+    /// The worker was lost; the caller has seen nothing, and the entry in the books is open.
+    Lost(Box<Entry>, String),
+    /// It has failed for good, and the books know.
+    Failed(ApiError),
+}
 
 /// Reads the answer to its end.
 pub async fn collect(
@@ -23,7 +31,7 @@ pub async fn collect(
     mut opened: Opened<Answer>,
     kind: Kind,
     deadline: Option<Instant>,
-) -> Result<Value, ApiError> {
+) -> Result<Value, Uncollected> {
     let mut watch = Watch::new(state, deadline);
     let mut whole = Whole::default();
     let error = loop {
@@ -42,13 +50,13 @@ pub async fn collect(
                 }
             }
             Wake::Quiet => {}
-            Wake::Lost(cause) => break ApiError::WorkerFailed(cause),
+            Wake::Lost(cause) => return Err(Uncollected::Lost(Box::new(opened.entry), cause)),
             Wake::Stalled(stall) => break ApiError::WorkerFailed(format!("silent for {} s", stall.as_secs())),
             Wake::Stop(error) => break error,
         }
     };
     settle(&mut opened.entry, &error);
-    Err(error)
+    Err(Uncollected::Failed(error))
 }
 
 fn take_all(opened: &mut Opened<Answer>, whole: &mut Whole) -> Option<Result<(), ApiError>> {

@@ -1,7 +1,8 @@
 //! The relay: takes a lease and a body to a worker, and the worker's events back to the client.
 //!
-//! Before the first event it may try another worker; after it, never. Dropping what it returns closes the
-//! upstream connection and then gives the slot back: no clean-up code runs anywhere else.
+//! Before the first event it may try another worker; after it, never, but for a caller that wants its answer whole:
+//! that one has seen nothing when a worker is lost in the middle. Dropping what it returns closes the upstream
+//! connection and then gives the slot back: no clean-up code runs anywhere else.
 
 mod aggregate;
 mod answer;
@@ -23,9 +24,9 @@ use axum::{
 };
 use bytes::Bytes;
 use tokio::time::Instant;
-use wire::{ModelName, RequestState, openai::parameters::Kind};
+use wire::{ModelName, RequestState, WorkerId, openai::parameters::Kind};
 
-use self::{embedded::Embedded, upstream::Failure};
+use self::{aggregate::Uncollected, embedded::Embedded, upstream::Failure};
 use crate::{
     books::Entry,
     error::ApiError,
@@ -88,12 +89,23 @@ struct Opened<R> {
     entry: Entry,
 }
 
+/// What a request has been through.
+#[derive(Default)]
+struct Past {
+    course: Course,
+    /// How the last worker failed it.
+    last: Option<Failure>,
+    /// Leave to try another one, if that needs any.
+    permit: Option<Permit>,
+}
+
 /// Answers a request in the form the client wants.
 pub async fn answer(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
+    // Boxed, so that each takes the memory it needs and not that of the largest.
     match call.kind {
-        Kind::Embeddings => embed(state, call, entry).await,
+        Kind::Embeddings => Box::pin(embed(state, call, entry)).await,
         _ if call.stream => stream(state, call, entry).await,
-        _ => whole(state, call, entry).await,
+        _ => Box::pin(whole(state, call, entry)).await,
     }
 }
 
@@ -104,7 +116,10 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
     let deadline = call.deadline;
     let way = Way::of(&call);
     let trace = call.request.trace.clone();
-    let mut opening = Box::pin(open(state.clone(), call, entry));
+    let mut opening = Box::pin({
+        let state = state.clone();
+        async move { open(&state, &call, entry, &mut Past::default()).await }
+    });
     let (worker, pump) = match tokio::time::timeout(hold, &mut opening).await {
         Ok(opened) => {
             let opened = opened?;
@@ -131,15 +146,26 @@ async fn stream(state: AppState, call: Call, entry: Entry) -> Result<Response, A
 }
 
 /// Answers with one JSON object, put together from the worker's stream.
-async fn whole(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
-    let (kind, deadline) = (call.kind, call.deadline);
-    let way = Way::of(&call);
-    let opened = open(state.clone(), call, entry).await?;
-    let worker = opened.lease.target().clone();
-    let json = aggregate::collect(&state, opened, kind, deadline).await?;
-    let mut response = axum::Json(json).into_response();
-    way.tell(&mut response, Some(&worker));
-    Ok(response)
+async fn whole(state: AppState, call: Call, mut entry: Entry) -> Result<Response, ApiError> {
+    let mut past = Past::default();
+    loop {
+        let opened = open(&state, &call, entry, &mut past).await?;
+        let worker = opened.lease.target().clone();
+        match aggregate::collect(&state, opened, call.kind, call.deadline).await {
+            Ok(json) => {
+                let mut response = axum::Json(json).into_response();
+                Way::of(&call).tell(&mut response, Some(&worker));
+                return Ok(response);
+            }
+            Err(Uncollected::Failed(error)) => return Err(error),
+            Err(Uncollected::Lost(open_entry, cause)) => {
+                entry = *open_entry;
+                call.request.trace.failed(&cause);
+                past.add(&state, &call, worker.id.clone(), Failure::Lost(cause))
+                    .inspect_err(|error| settle(&mut entry, error))?;
+            }
+        }
+    }
 }
 
 /// Answers with the worker's one JSON object.
@@ -150,7 +176,7 @@ async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, Ap
         lease,
         mut entry,
         ..
-    } = open::<Embedded>(state, call, entry).await?;
+    } = open::<Embedded>(&state, &call, entry, &mut Past::default()).await?;
     lease.report(Outcome::Fine, None);
     entry.tokens(reply.prompt_tokens, Some(0));
     entry.end(RequestState::Completed, None);
@@ -183,12 +209,17 @@ impl Way {
 }
 
 /// Waits for a slot and a worker's first event; whatever goes wrong is in the books when it returns.
-async fn open<R: Reply>(state: AppState, call: Call, mut entry: Entry) -> Result<Opened<R>, ApiError> {
+async fn open<R: Reply>(
+    state: &AppState,
+    call: &Call,
+    mut entry: Entry,
+    past: &mut Past,
+) -> Result<Opened<R>, ApiError> {
     let cancel = entry.cancel.clone();
     let cut = state.lifecycle.cut.clone();
     let deadline = call.deadline;
     let result = tokio::select! {
-        result = attempts(&state, &call, &mut entry) => result,
+        result = attempts(state, call, &mut entry, past) => result,
         () = cancel.cancelled() => Err(ApiError::Cancelled),
         () = cut.cancelled() => Err(ApiError::ShuttingDown),
         () = at(deadline) => Err(ApiError::DeadlineExceeded),
@@ -219,25 +250,27 @@ async fn at(deadline: Option<Instant>) {
     }
 }
 
-async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) -> Result<(R, Lease), ApiError> {
-    let mut course = Course::default();
-    let mut last: Option<Failure> = None;
-    let mut permit = None;
+async fn attempts<R: Reply>(
+    state: &AppState,
+    call: &Call,
+    entry: &mut Entry,
+    past: &mut Past,
+) -> Result<(R, Lease), ApiError> {
     let busy_until = Instant::now() + state.config.scheduler.queue_timeout;
     loop {
         let ask = Ask {
             model: &call.model,
             request: &call.request,
-            tried: course.tried(),
+            tried: past.course.tried(),
         };
-        let lease = match (state.dispatcher.acquire(ask).await, last.take()) {
+        let lease = match (state.dispatcher.acquire(ask).await, past.last.take()) {
             (Ok(lease), _) => lease,
             // Nobody else is there to try: what the last one did is the news, unless it only had no room.
             (Err(_), Some(Failure::Away(_))) => return Err(no_room(call)),
             (Err(NoSlot::NoWorker | NoSlot::Loading), Some(failure)) => return Err(failure.into()),
             (Err(no_slot), _) => return Err(ApiError::NoSlot(no_slot, call.model.to_string())),
         };
-        if let Some(permit) = permit.take() {
+        if let Some(permit) = past.permit.take() {
             Permit::spend(permit, std::time::Instant::now());
         }
         let worker = lease.target().id.clone();
@@ -268,6 +301,13 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
             Failure::Connect(why) | Failure::Lost(why) => lease.report(Outcome::Broken, Some(why.clone())),
             Failure::Bad(_) | Failure::Silent(_) => lease.report(Outcome::Failed, Some(failure.cause().to_owned())),
         }
+        past.add(state, call, worker, failure)?;
+    }
+}
+
+impl Past {
+    /// Notes how a worker failed; an error if no other may be tried.
+    fn add(&mut self, state: &AppState, call: &Call, worker: WorkerId, failure: Failure) -> Result<(), ApiError> {
         tracing::warn!(
             worker = worker.as_str(),
             request_id = call.correlation_id,
@@ -279,14 +319,14 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
             Failure::Lost(_) => Fault::Died,
             _ => Fault::Bad,
         };
-        let next = course.failed(worker, fault);
+        let next = self.course.failed(worker, fault);
         if next == Next::Budgeted {
             let open = state.books.open_entries();
-            permit = state.dispatcher.budget.permit(open, std::time::Instant::now());
+            self.permit = state.dispatcher.budget.permit(open, std::time::Instant::now());
         }
         match next {
             Next::Free => {}
-            Next::Budgeted if permit.is_some() => {}
+            Next::Budgeted if self.permit.is_some() => {}
             Next::Poison => return Err(ApiError::Poison(failure.cause().to_owned())),
             Next::Budgeted | Next::Enough => {
                 if next == Next::Budgeted {
@@ -298,7 +338,8 @@ async fn attempts<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry) ->
                 });
             }
         }
-        last = Some(failure);
+        self.last = Some(failure);
+        Ok(())
     }
 }
 

@@ -78,7 +78,7 @@ async fn a_worker_lost_in_the_middle_is_an_error_event_within_a_second() {
 }
 
 #[tokio::test]
-async fn a_worker_lost_in_the_middle_of_a_whole_answer_is_a_502() {
+async fn a_worker_lost_in_the_middle_of_a_whole_answer_is_a_502_if_there_is_no_other() {
     let hive = Hive::start().await;
     let open = Gate::new();
     open.open();
@@ -89,6 +89,75 @@ async fn a_worker_lost_in_the_middle_of_a_whole_answer_is_a_502() {
         assert_eq!(error["type"], "upstream_error", "{what}");
         assert_eq!(worker.server.calls(), 1, "{what}: not tried again");
     }
+}
+
+#[tokio::test]
+async fn a_worker_lost_in_the_middle_of_a_whole_answer_is_replaced_unnoticed() {
+    let hive = Hive::start().await;
+    let open = Gate::new();
+    open.open();
+    for (number, (what, script)) in losses(&open).into_iter().enumerate() {
+        let model = format!("m{number}");
+        let good = hive.worker(&format!("good{number}")).model(&model).join().await;
+        // The one chosen longest ago comes first, so let the good one have been chosen.
+        assert_eq!(hive.chat(&model).send().await.status, 200);
+        let bad = hive
+            .worker(&format!("bad{number}"))
+            .model(&model)
+            .script([script])
+            .join()
+            .await;
+        let reply = hive.chat(&model).send().await;
+        assert_eq!(reply.header("x-hive-worker"), good.id(), "{what}");
+        let whole = reply.json().await;
+        assert_eq!(
+            whole["choices"][0]["message"]["content"], "Hello",
+            "{what}: nothing of the lost worker"
+        );
+        assert_eq!((bad.server.calls(), good.server.calls()), (1, 2), "{what}");
+        hive.until_in_flight(bad.id(), 0).await;
+    }
+    let books = hive.requests().await;
+    assert!(
+        books
+            .iter()
+            .all(|r| r["state"] == "completed" && r["completion_tokens"] == 2),
+        "{books:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_whole_answer_during_which_two_workers_were_lost_is_not_given_to_a_third() {
+    let hive = Hive::start().await;
+    let dying = || Script::begins(&["a"]).reset();
+    let mut workers = Vec::new();
+    for id in ["a", "b", "c"] {
+        workers.push(hive.worker(id).script([dying()]).join().await);
+    }
+    hive.chat("m").send().await.refused(502, "worker_failed").await;
+    let calls: usize = workers.iter().map(|worker| worker.server.calls()).sum();
+    assert_eq!(calls, 2);
+    assert_eq!(hive.requests().await[0]["state"], "failed");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_whole_answer_begins_anew_frees_both_slots() {
+    let hive = Hive::start().await;
+    let good = hive
+        .worker("good")
+        .script([Script::says(&["x"]), Script::begins(&["b"]).hang()])
+        .join()
+        .await;
+    assert_eq!(hive.chat("m").send().await.status, 200);
+    hive.worker("bad").script([Script::begins(&["a"]).fin()]).join().await;
+    let asking = hive.chat("m").spawn();
+    let second = good.server.call(1).await;
+    asking.abort();
+    second.gone().await;
+    hive.until_in_flight("good", 0).await;
+    hive.until_in_flight("bad", 0).await;
+    let state = || async { hive.requests().await[0]["state"].clone() };
+    crate::harness::eventually("it is cancelled", async || (state().await == "cancelled").then_some(())).await;
 }
 
 #[tokio::test]

@@ -38,6 +38,24 @@ fn deaths() -> Vec<(&'static str, Script)> {
         ("half a first event", Script::stream().chunk(b"data: {").fin()),
         ("[DONE] at once", Script::stream().done().end()),
         ("garbage as the first event", Script::stream().data("oops").hang()),
+        (
+            "a flood of interim responses and an end",
+            Script(vec![])
+                .raw(&b"HTTP/1.1 103 X\r\nlink: </x>\r\n\r\n".repeat(10_000))
+                .fin(),
+        ),
+        (
+            "a header of a megabyte",
+            Script::head(
+                200,
+                &format!("content-type: text/event-stream\r\nx-huge: {}\r\n", "y".repeat(1 << 20)),
+            )
+            .hang(),
+        ),
+        (
+            "a thousand headers",
+            Script::head(200, &"x-more: y\r\n".repeat(1000)).hang(),
+        ),
         ("another epoch", Script::refuses(409, "stale_epoch", "not me")),
     ]
 }
