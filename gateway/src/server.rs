@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -40,6 +40,10 @@ use crate::{config, leftover::Shared, shutdown::Lifecycle, tls::Tls};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
+/// What the kernel may hold for a client that does not read, in bytes; left to itself it takes megabytes.
+const SEND_BUFFER: usize = 64 * 1024;
+/// What may wait in memory to be written to one client, in bytes; the frame that exceeds it still goes.
+const WRITE_AHEAD: usize = 16 * 1024;
 
 /// The address a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +99,8 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpLi
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             socket.set_nonblocking(true)?;
+            // Whoever is accepted inherits it.
+            socket.set_send_buffer_size(SEND_BUFFER)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             Ok(socket.into())
@@ -324,6 +330,10 @@ struct Doing {
     requests: usize,
     /// Since when the client has taken nothing of what is written to it.
     blocked: Option<Instant>,
+    /// Bytes handed over for it since it last took something.
+    handed: usize,
+    /// Bodies that wait for that.
+    waiting: Vec<Waker>,
     /// Bodies whose last frame nobody has asked to follow yet, with since when: under HTTP/2 a client that reads
     /// nothing leaves the socket writable and one stream stuck.
     unread: Vec<(u64, Instant)>,
@@ -348,6 +358,8 @@ impl Clock {
             phase: Phase::New(Instant::now()),
             requests: 0,
             blocked: None,
+            handed: 0,
+            waiting: Vec::new(),
             unread: Vec::new(),
             bodies: 0,
         };
@@ -433,19 +445,20 @@ impl BusyBody {
         Self { body, number, busy }
     }
 
-    /// Notes whether a frame of this body waits to be followed.
-    fn note(&self, given: bool) {
+    /// Notes whether a frame of this body, of so many bytes, waits to be followed.
+    fn note(&self, given: Option<usize>) {
         let mut doing = self.busy.0.doing();
         doing.unread.retain(|(number, _)| *number != self.number);
-        if given {
+        if let Some(bytes) = given {
             doing.unread.push((self.number, Instant::now()));
+            doing.handed += bytes;
         }
     }
 }
 
 impl Drop for BusyBody {
     fn drop(&mut self) {
-        self.note(false);
+        self.note(None);
     }
 }
 
@@ -457,8 +470,20 @@ impl HttpBody for BusyBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        {
+            // hyper takes what it gets before it writes, so what is handed over now would only pile up.
+            let mut doing = self.busy.0.doing();
+            if doing.blocked.is_some() || doing.handed >= WRITE_AHEAD {
+                doing.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.note(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        let given = match &polled {
+            Poll::Ready(Some(Ok(frame))) => Some(frame.data_ref().map_or(0, Bytes::len)),
+            _ => None,
+        };
+        self.note(given);
         polled
     }
 
@@ -486,7 +511,11 @@ impl TimedIo {
                 self.clock.sooner.notify_one();
             }
             Poll::Pending => {}
-            Poll::Ready(_) => doing.blocked = None,
+            Poll::Ready(_) => {
+                doing.blocked = None;
+                doing.handed = 0;
+                doing.waiting.drain(..).for_each(Waker::wake);
+            }
         }
         polled
     }

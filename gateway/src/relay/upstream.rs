@@ -5,8 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use wire::{ErrorBody, WorkerKind, openai::parameters::Kind};
 
 use super::{Call, refusal};
@@ -19,9 +25,22 @@ use crate::{
     },
 };
 
+/// The most of an answer that is read before it is asked for, in bytes; hyper's own limit is 400 KiB, for each client
+/// that is slower than its worker.
+const READ_AHEAD: usize = 8 * 1024;
+/// What the kernel may hold of an answer for us, in bytes.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Connections to one worker that are kept without a request.
+const KEPT: usize = 256;
+/// How long they are kept.
+const KEPT_FOR: Duration = Duration::from_secs(20);
+
 /// One thread's connections to workers.
 #[derive(Debug, Clone)]
 pub struct Upstream {
+    /// For our own workers on plain HTTP: an address and a bounded buffer are all they need.
+    near: Client<HttpConnector, Full<Bytes>>,
+    /// For everybody else: names, TLS.
     client: reqwest::Client,
 }
 
@@ -76,37 +95,42 @@ impl Upstream {
             .connect_timeout(relay.connect_timeout)
             .tcp_nodelay(true)
             .http1_only()
-            .pool_max_idle_per_host(256)
-            .pool_idle_timeout(Duration::from_secs(20))
+            .pool_max_idle_per_host(KEPT)
+            .pool_idle_timeout(KEPT_FOR)
             .build()?;
-        Ok(Self { client })
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(relay.connect_timeout));
+        connector.set_nodelay(true);
+        connector.set_recv_buffer_size(Some(RECEIVE_BUFFER));
+        let near = Client::builder(TokioExecutor::new())
+            .http1_max_buf_size(READ_AHEAD)
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(KEPT)
+            .pool_idle_timeout(KEPT_FOR)
+            .build(connector);
+        Ok(Self { near, client })
     }
 
     /// Sends the call; a response of status 200 is the only success.
     pub async fn send(&self, target: &Target, call: &Call, id: &str) -> Result<reqwest::Response, Failure> {
-        let mut request = self
-            .client
-            .post(format!("{}{}", target.url, path(call.kind)))
-            .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, accept(call.kind))
-            .header(ACCEPT_ENCODING, "identity")
-            .header("x-request-id", &call.correlation_id)
-            .body(call.body.clone());
-        if let Some(bearer) = &target.bearer {
-            request = request.bearer_auth(&bearer.0);
-        }
-        if target.kind == WorkerKind::Own {
-            request = request
-                .header(wire::EPOCH_HEADER, target.epoch)
-                .header(wire::REQUEST_HEADER, id);
-        }
-        let response = request.send().await.map_err(|error| {
-            if error.is_connect() {
-                Failure::Connect(chain(&error))
-            } else {
-                Failure::Lost(chain(&error))
-            }
-        })?;
+        let url = format!("{}{}", target.url, path(call.kind));
+        let headers = headers(target, call, id).map_err(|error| Failure::Bad(error.to_string()))?;
+        let response = if target.kind == WorkerKind::Own && url.starts_with("http://") {
+            let mut request = Request::post(url)
+                .body(Full::new(call.body.clone()))
+                .map_err(|error| Failure::Bad(error.to_string()))?;
+            *request.headers_mut() = headers;
+            let response = self.near.request(request).await;
+            response
+                .map(|response| reqwest::Response::from(response.map(reqwest::Body::wrap)))
+                .map_err(|error| failure(&error, error.is_connect()))?
+        } else {
+            let request = self.client.post(url).headers(headers).body(call.body.clone());
+            request
+                .send()
+                .await
+                .map_err(|error| failure(&error, error.is_connect()))?
+        };
         if response.status().as_u16() != 200 {
             return Err(refusal::read(response, target.kind, call.kind).await);
         }
@@ -126,6 +150,42 @@ impl Upstream {
     pub fn client(&self) -> &reqwest::Client {
         &self.client
     }
+}
+
+fn headers(target: &Target, call: &Call, id: &str) -> Result<HeaderMap, axum::http::header::InvalidHeaderValue> {
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT, HeaderValue::from_static(accept(call.kind)));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert("x-request-id", HeaderValue::from_str(&call.correlation_id)?);
+    if let Some(bearer) = &target.bearer {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", bearer.0))?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    if target.kind == WorkerKind::Own {
+        headers.insert(wire::EPOCH_HEADER, HeaderValue::from(target.epoch));
+        headers.insert(wire::REQUEST_HEADER, HeaderValue::from_str(id)?);
+    }
+    Ok(headers)
+}
+
+fn failure(error: &(dyn std::error::Error + 'static), connecting: bool) -> Failure {
+    let why = chain(error);
+    if is_our_own_lack(error) {
+        Failure::Away(why)
+    } else if connecting {
+        Failure::Connect(why)
+    } else {
+        Failure::Lost(why)
+    }
+}
+
+/// Whether we have run out of file descriptors (ENFILE, EMFILE of errno(3)), which no worker can help.
+fn is_our_own_lack(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>()?.raw_os_error())
+        .any(|code| matches!(code, 23 | 24))
 }
 
 /// The path of a kind of request, on our workers as on every other server.
