@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -140,21 +137,6 @@ async fn http_1_0_without_a_host_is_answered() {
 }
 
 #[tokio::test]
-async fn a_request_smuggled_behind_two_lengths_is_refused() {
-    let hive = Hive::start().await;
-    for lengths in [
-        "content-length: 4\r\ncontent-length: 5\r\n",
-        "content-length: 4\r\ntransfer-encoding: chunked\r\n",
-    ] {
-        let head = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n{lengths}\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
-        );
-        let answer = exchange(&mut hive.connect().await, head.as_bytes()).await;
-        assert!(!answer.contains("\"status\":\"ok\""), "{answer}");
-    }
-}
-
-#[tokio::test]
 async fn connections_beyond_the_most_are_closed_and_places_come_free_again() {
     let hive = Hive::with(&[("server.max_connections", "4"), ("server.threads", "1")]).await;
     let mut held = Vec::new();
@@ -179,64 +161,52 @@ async fn connections_beyond_the_most_are_closed_and_places_come_free_again() {
     .await;
 }
 
-fn chat(hive: &Hive) -> hyper::Request<Full<Bytes>> {
-    let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": true});
-    hyper::Request::post(format!("{}/v1/chat/completions", hive.data))
-        .header("authorization", format!("Bearer {}", hive.admin))
-        .body(Full::new(Bytes::from(body.to_string())))
-        .unwrap()
-}
-
 #[tokio::test]
-async fn http_2_without_tls_carries_streams_beside_each_other() {
-    let hive = Hive::start().await;
-    let gate = Gate::new();
-    hive.worker("a")
-        .slots(2)
-        .script([Script::begins(&["a"]).wait(&gate).token("b").ends(2)])
-        .join()
-        .await;
-    let stream = hive.connect().await;
-    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
-    let ask = async || {
-        soon("an answer", sender.clone().send_request(chat(&hive)))
-            .await
-            .unwrap()
-    };
-    // Both are under way on one connection before either ends.
-    let (first, second) = (ask().await, ask().await);
-    assert_eq!(
-        (first.status().as_u16(), second.status().as_u16(), first.version()),
-        (200, 200, hyper::Version::HTTP_2)
-    );
-    gate.open();
-    for response in [first, second] {
-        let body = soon("the body", response.into_body().collect())
-            .await
-            .unwrap()
-            .to_bytes();
-        assert!(body.ends_with(b"data: [DONE]\n\n"), "{body:?}");
+async fn a_gateway_out_of_descriptors_waits_blames_nobody_and_recovers() {
+    let hive = Hive::with(&[("server.threads", "1")]).await;
+    hive.worker("a").join().await;
+    let mut kept = hive.connect().await;
+    kept.write_all(HEALTH.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    kept.read_exact(&mut first).await.unwrap();
+    hive.spare_descriptors(8);
+    let mut held = Vec::new();
+    for _connection in 0..32 {
+        held.push(hive.connect().await);
     }
-    hive.until_in_flight("a", 0).await;
-}
-
-#[tokio::test]
-async fn an_http_2_stream_whose_client_reads_nothing_is_dropped() {
-    let hive = Hive::with(&[("relay.slow_client", "400ms")]).await;
-    let flood = Script::begins(&["a"]).babble(Duration::ZERO, &"x".repeat(60_000));
-    let worker = hive.worker("a").script([flood]).join().await;
-    let io = TokioIo::new(hive.connect().await);
-    let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(64 * 1024)
-        .handshake(io);
-    let (mut sender, connection) = handshake.await.unwrap();
-    tokio::spawn(connection);
-    // The socket stays writable; it is the stream's window that is full.
-    let answer = soon("an answer", sender.send_request(chat(&hive))).await.unwrap();
-    worker.server.call(0).await.gone().await;
-    hive.until_in_flight("a", 0).await;
-    drop(answer);
+    let is_cause = |line: &serde_json::Value| {
+        line["cause"]
+            .as_str()
+            .is_some_and(|cause| cause.contains("os error 24"))
+    };
+    hive.logged("it is out of descriptors", is_cause).await;
+    // Whoever is connected is answered; for a worker there is no descriptor left, and that is not its fault.
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#;
+    let ask = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        hive.admin,
+        body.len()
+    );
+    let began = hive.ticks();
+    let answer = exchange(&mut kept, ask.as_bytes()).await;
+    assert!(
+        answer.contains("HTTP/1.1 503") && answer.contains("retry-after"),
+        "{answer}"
+    );
+    // That wait was no spinning: 1 s of it would be 100 ticks.
+    let until = std::time::Instant::now() + Duration::from_secs(1);
+    crate::harness::eventually("a second is over", async || {
+        (std::time::Instant::now() > until).then_some(())
+    })
+    .await;
+    let spent = hive.ticks() - began;
+    assert!(spent < 50, "{spent} ticks");
+    drop(held);
+    crate::harness::eventually("it answers again", async || {
+        let answer = hive.http.get(format!("{}/healthz", hive.data)).send().await;
+        answer.ok().filter(|answer| answer.status() == 200)
+    })
+    .await;
+    assert_eq!(hive.worker_view("a").await["state"], "ready");
+    assert_eq!(hive.chat("m").send().await.status, 200);
 }

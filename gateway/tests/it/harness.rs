@@ -64,11 +64,36 @@ impl Hive {
 
     /// Keeps files from growing, or lets them grow again.
     pub fn fill_disk(&self, full: bool) {
-        let limit = if full {
+        self.limit(if full {
             "--fsize=1:unlimited"
         } else {
             "--fsize=unlimited"
-        };
+        });
+    }
+
+    /// Lets the process open so many more file descriptors than it has open now.
+    pub fn spare_descriptors(&self, count: usize) {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.program.child.id()))
+            .unwrap()
+            .count();
+        self.limit(&format!("--nofile={}:", open + count));
+    }
+
+    /// Memory of its own that is resident, in KiB (proc(5)).
+    pub fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.program.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Processor time the process has used, in clock ticks of a hundredth of a second (proc(5)).
+    pub fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.program.child.id())).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    fn limit(&self, limit: &str) {
         let pid = self.program.child.id().to_string();
         let done = Command::new("prlimit").args(["--pid", &pid, limit]).status();
         assert!(done.unwrap().success());
