@@ -9,13 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wire::{
-    Labels, ModelFacts, ModelName, ModelView, Priority, Reason, WorkerId, WorkerState, WorkerView, openai::ability,
-};
+use wire::{ModelFacts, ModelName, ModelView, Priority, Reason, WorkerId, WorkerState, WorkerView, openai::ability};
 
 use super::{
     NoSlot,
-    affinity::Home,
     choose::{Candidate, Choice, Need, choose, has_room, survey},
     queue::{FairQueue, Ticket, Wish},
 };
@@ -27,22 +24,12 @@ const TELLING: (u64, Duration) = (8, Duration::from_millis(100));
 /// What a request asks of the fleet.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
-    /// The model.
-    pub model: &'a ModelName,
+    /// What it needs of a worker.
+    pub need: Need<'a>,
     /// Whose it is: queues are fair between keys.
     pub key: &'a str,
     /// Whose turn it is.
     pub priority: Priority,
-    /// Tokens it is expected to take.
-    pub tokens: u64,
-    /// Labels that the worker must have.
-    pub labels: &'a Labels,
-    /// What is known of workers that cannot do what it asks.
-    pub unfit: &'a [ModelFacts],
-    /// Workers that have failed it already.
-    pub tried: &'a [WorkerId],
-    /// Where its context lies.
-    pub home: Option<Home>,
 }
 
 /// A slot that was taken.
@@ -133,22 +120,15 @@ impl<A> Fleet<A> {
 
     /// Gives a request a slot, or a place in the queue; `asker` is where one who waits is answered.
     pub fn admit(&mut self, order: &Order<'_>, asker: impl FnOnce() -> A, now: Instant) -> Result<Admission, NoSlot> {
-        if !self.known.contains_key(order.model) {
+        let need = &order.need;
+        if !self.known.contains_key(need.model) {
             return Err(NoSlot::UnknownModel);
         }
         // Time alone may have freed a slot; those who wait come first.
-        self.serve(order.model, now);
-        let need = Need {
-            model: order.model,
-            tokens: order.tokens,
-            labels: order.labels,
-            unfit: order.unfit,
-            tried: order.tried,
-            home: order.home,
-        };
-        let slots = match choose(&self.members, &need, now) {
+        self.serve(need.model, now);
+        let slots = match choose(&self.members, need, now) {
             Choice::Worker(id, reason) => {
-                let claim = claim(&mut self.members, &mut self.choices, &need, &id, reason, now);
+                let claim = claim(&mut self.members, &mut self.choices, need, &id, reason, now);
                 return claim.map(Admission::Granted).ok_or(NoSlot::NoWorker);
             }
             Choice::Busy { slots } => slots,
@@ -156,24 +136,24 @@ impl<A> Fleet<A> {
             Choice::Nobody => return Err(NoSlot::NoWorker),
         };
         let places = slots.saturating_mul(self.places_per_slot) as usize;
-        let queue = self.queues.entry(order.model.clone()).or_default();
+        let queue = self.queues.entry(need.model.clone()).or_default();
         if queue.len() >= places {
-            let wait = self.known.get(order.model).and_then(|known| known.held);
+            let wait = self.known.get(need.model).and_then(|known| known.held);
             let wait = wait.and_then(|held| estimate(held, queue.len() + 1, slots));
             let Some(asker) = queue.make_room(order.priority, order.key, places) else {
                 if queue.is_empty() {
-                    self.queues.remove(order.model);
+                    self.queues.remove(need.model);
                 }
                 return Err(NoSlot::QueueFull { wait });
             };
             self.grants.push((asker, Err(NoSlot::QueueFull { wait })));
         }
         let wish = Wish {
-            tokens: order.tokens,
-            labels: order.labels.clone(),
-            unfit: order.unfit.to_vec(),
-            tried: order.tried.to_vec(),
-            home: order.home,
+            tokens: need.tokens,
+            labels: need.labels.clone(),
+            unfit: need.unfit.to_vec(),
+            tried: need.tried.to_vec(),
+            home: need.home,
         };
         let ticket = queue.push(order.priority, order.key, wish, asker());
         Ok(Admission::Queued(ticket))

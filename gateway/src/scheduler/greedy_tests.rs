@@ -30,14 +30,16 @@ fn goodput(seed: u64, greedy: bool) -> [usize; 10] {
                 let every = if key == 9 { 30 } else { 3000 };
                 next[key] += dice[key].roll(2 * every);
                 let order = Order {
-                    model: &model(),
+                    need: Need {
+                        model: &model(),
+                        tokens: 100,
+                        labels: &Labels::new(),
+                        unfit: &[],
+                        tried: &[],
+                        home: None,
+                    },
                     key: &keys[key],
                     priority: Priority::Normal,
-                    tokens: 100,
-                    labels: &Labels::new(),
-                    unfit: &[],
-                    tried: &[],
-                    home: None,
                 };
                 let asker = whose.len();
                 whose.push(key);

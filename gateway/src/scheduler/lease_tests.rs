@@ -45,14 +45,16 @@ proptest! {
             match step {
                 Step::Ask(key, tokens) => {
                     let order = Order {
-                        model: &model,
+                        need: Need {
+                            model: &model,
+                            tokens,
+                            labels: &Labels::new(),
+                            unfit: &[],
+                            tried: &[],
+                            home: None,
+                        },
                         key: ["a", "b", "c"][key],
                         priority: Priority::ALL[key],
-                        tokens,
-                        labels: &Labels::new(),
- unfit: &[],
-                        tried: &[],
-                        home: None,
                     };
                     match fleet.admit(&order, || number, now) {
                         Ok(Admission::Granted(claim)) => held.push(claim),

@@ -22,6 +22,7 @@ use wire::{Labels, ModelFacts, ModelName, ModelView, Priority, WorkerId, WorkerV
 pub use self::fleet::Load;
 use self::{
     affinity::{Context, Memory},
+    choose::Need,
     fleet::{Admission, Claim, Fleet, Order, Use},
     queue::Ticket,
     retry::Budget,
@@ -193,14 +194,16 @@ impl Dispatcher {
     async fn claim_or_wait(self: &Arc<Self>, ask: Ask<'_>) -> Result<Lease, NoSlot> {
         let request = ask.request;
         let order = Order {
-            model: ask.model,
+            need: Need {
+                model: ask.model,
+                tokens: request.tokens,
+                labels: &request.labels,
+                unfit: &request.unfit,
+                tried: ask.tried,
+                home: self.memory().find(&request.context),
+            },
             key: &request.key,
             priority: request.priority,
-            tokens: request.tokens,
-            labels: &request.labels,
-            unfit: &request.unfit,
-            tried: ask.tried,
-            home: self.memory().find(&request.context),
         };
         let mut answer = None;
         let admission = self.change(|fleet, now| {

@@ -250,14 +250,16 @@ impl World {
     fn ask(&mut self, client: usize) {
         let asking = &self.clients[client];
         let order = Order {
-            model: &model(),
+            need: Need {
+                model: &model(),
+                tokens: asking.tokens,
+                labels: &Labels::new(),
+                unfit: &[],
+                tried: asking.course.tried(),
+                home: self.memory.find(&asking.context),
+            },
             key: asking.key,
             priority: asking.priority,
-            tokens: asking.tokens,
-            labels: &Labels::new(),
-            unfit: &[],
-            tried: asking.course.tried(),
-            home: self.memory.find(&asking.context),
         };
         let admission = self
             .fleet
