@@ -36,7 +36,7 @@ pub async fn create(
     if new.worker_id.is_some() && !inviter.allows(Scope::Admin) {
         return Err(ApiError::Forbidden(Scope::Admin));
     }
-    let token = format!("hvj_{}", api_key::random(40));
+    let token = api_key::join_token();
     let now = crate::now_ms();
     let expires_at_ms = now + i64::from(ttl) * 1000;
     let bound_to = new.worker_id.as_ref().map(wire::WorkerId::as_str);

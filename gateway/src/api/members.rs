@@ -48,6 +48,10 @@ pub async fn register(
 ) -> Result<Json<Registered>, ApiError> {
     let hmac = state.keyring.hmac(&bearer);
     if !state.credentials.knows(&hmac) {
+        // Junk reaches no database.
+        if !api_key::is_join_token(&bearer) {
+            return Err(NOT_GOOD);
+        }
         token(&state, &hmac).await?;
     }
     let registration: Registration = body::json(body, &state).await?;

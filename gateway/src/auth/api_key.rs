@@ -1,4 +1,5 @@
-//! The shape of an API key: `hvk_<8 public id>_<32 secret>_<6 checksum>`, in base 62.
+//! The shape of an API key, `hvk_<8 public id>_<32 secret>_<6 checksum>`, and of a join token,
+//! `hvj_<40 secret>_<6 checksum>`, in base 62.
 //!
 //! The checksum rejects typos and junk before anything is looked up; it proves nothing about who calls.
 
@@ -9,24 +10,31 @@ const PREFIX: &str = "hvk_";
 const ID: usize = 8;
 const SECRET: usize = 32;
 const CHECKSUM: usize = 6;
-const LENGTH: usize = PREFIX.len() + ID + 1 + SECRET + 1 + CHECKSUM;
+const JOIN: &str = "hvj_";
+const JOIN_SECRET: usize = 40;
+/// The longest that is looked at, in bytes.
+const LONGEST: usize = 64;
 
 /// A new key; its secret has 190 bits.
 pub fn generate() -> String {
-    let body = format!("{PREFIX}{}_{}", random(ID), random(SECRET));
-    let checksum = checksum(&body);
-    format!("{body}_{checksum}")
+    sealed(&format!("{PREFIX}{}_{}", random(ID), random(SECRET)))
+}
+
+/// A new join token; its secret has 238 bits.
+pub fn join_token() -> String {
+    sealed(&format!("{JOIN}{}", random(JOIN_SECRET)))
+}
+
+/// Whether this is a well-formed join token, whoever made it.
+pub fn is_join_token(text: &str) -> bool {
+    let secret = unsealed(text).and_then(|body| body.strip_prefix(JOIN));
+    secret.is_some_and(|secret| secret.len() == JOIN_SECRET && is_base62(secret))
 }
 
 /// The public id of a well-formed key; `None` for anything else.
 pub fn public_id(key: &str) -> Option<&str> {
-    if key.len() != LENGTH || !key.is_ascii() {
-        return None;
-    }
-    let (body, sum) = key.rsplit_once('_')?;
-    let (id, secret) = body.strip_prefix(PREFIX)?.split_once('_')?;
-    let base62 = |s: &str| s.bytes().all(|b| b.is_ascii_alphanumeric());
-    let good = id.len() == ID && secret.len() == SECRET && base62(id) && base62(secret) && sum == checksum(body);
+    let (id, secret) = unsealed(key)?.strip_prefix(PREFIX)?.split_once('_')?;
+    let good = id.len() == ID && secret.len() == SECRET && is_base62(id) && is_base62(secret);
     good.then_some(id)
 }
 
@@ -36,6 +44,21 @@ pub fn random(length: usize) -> String {
     (0..length)
         .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
         .collect()
+}
+
+fn is_base62(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// With its checksum behind it.
+fn sealed(body: &str) -> String {
+    format!("{body}_{}", checksum(body))
+}
+
+/// Without its checksum, if that is right.
+fn unsealed(text: &str) -> Option<&str> {
+    let (body, sum) = text.rsplit_once('_').filter(|_| text.len() <= LONGEST)?;
+    (sum == checksum(body)).then_some(body)
 }
 
 /// CRC-32 (IEEE 802.3, reflected 0xEDB88320) in six base-62 digits.
@@ -63,9 +86,20 @@ mod tests {
     #[test]
     fn a_generated_key_is_well_formed_and_unlike_the_next() {
         let (a, b) = (generate(), generate());
-        assert_eq!(a.len(), LENGTH);
+        assert_eq!(a.len(), "hvk_12345678_12345678901234567890123456789012_123456".len());
         assert!(public_id(&a).is_some());
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_join_token_is_no_key_and_a_key_no_join_token() {
+        let (key, token) = (generate(), join_token());
+        assert!(is_join_token(&token) && public_id(&token).is_none());
+        assert!(!is_join_token(&key));
+        let mistyped = token.replacen("hvj_", "hvj_x", 1);
+        for junk in ["hvj_junk", "hvj_", "", &mistyped, &token[..token.len() - 1]] {
+            assert!(!is_join_token(junk), "{junk}");
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use gateway::auth::api_key;
 use serde_json::json;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::{
     client::Reply,
@@ -368,9 +371,11 @@ async fn what_runs_with_a_key_ends_when_it_is_revoked() {
     hive.until_in_flight("a", 1).await;
 }
 
-#[tokio::test]
+/// `HIVE_TEST_KEYS=1000000` tries as many keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_keys_reach_no_database() {
     const AT_ONCE: usize = 100;
+    let keys = std::env::var("HIVE_TEST_KEYS").map_or(20_000, |keys| keys.parse().unwrap());
     let hive = Hive::with(&[("log.filter", "error")]).await;
     let look = async || {
         Reply::to(hive.on_control("GET", "/control/v1/requests"))
@@ -383,31 +388,43 @@ async fn malformed_keys_reach_no_database() {
     look().await;
     let asked = at_rest(&hive).await;
     assert!(asked > before, "a list of requests is read from the database");
-    let mut stream = hive.connect().await;
-    let host = hive.data_address();
-    for round in 0..200 {
-        let requests: String = (0..AT_ONCE)
-            .map(|number| {
-                let key = match number % 4 {
-                    0 => api_key::generate().replace("hvk_", "hvk-"),
-                    1 => format!("{}x", api_key::generate()),
-                    2 => format!("' OR 1=1 -- {round} {number}"),
-                    // Well-formed and nobody's: that is told from memory.
-                    _ => api_key::generate(),
-                };
-                format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nx-api-key: {key}\r\n\r\n")
-            })
-            .collect();
-        stream.write_all(requests.as_bytes()).await.unwrap();
-        let (mut refused, mut text) = (0, Vec::new());
-        while refused < AT_ONCE {
-            soon("an answer", stream.read_buf(&mut text)).await.unwrap();
-            let said = String::from_utf8_lossy(&text);
-            refused = said.matches("HTTP/1.1 401").count();
-            assert_eq!(refused, said.matches("HTTP/1.1").count(), "{said}");
-        }
+    let (host, door) = (hive.data_address(), hive.control_address());
+    let (mut models, mut register) = (hive.connect().await, TcpStream::connect(door).await.unwrap());
+    for round in 0..keys / AT_ONCE {
+        let junk = |number: usize, good: fn() -> String, prefix: &str| match number % 4 {
+            0 => good().replace(prefix, "hvx_"),
+            1 => format!("{}x", good()),
+            2 => format!("' OR 1=1 -- {round} {number}"),
+            // Well-formed and nobody's: that a key is none of ours is told from memory.
+            _ => api_key::generate(),
+        };
+        let half = 0..AT_ONCE / 2;
+        let list = half.clone().map(|number| {
+            let key = junk(number, api_key::generate, "hvk_");
+            format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nx-api-key: {key}\r\n\r\n")
+        });
+        let join = half.map(|number| {
+            let key = junk(number, api_key::join_token, "hvj_");
+            let path = "/control/v1/workers/register";
+            format!("POST {path} HTTP/1.1\r\nhost: {door}\r\nauthorization: Bearer {key}\r\ncontent-length: 0\r\n\r\n")
+        });
+        let (list, join): (String, String) = (list.collect(), join.collect());
+        tokio::join!(all_refused(&mut models, &list), all_refused(&mut register, &join));
     }
     assert_eq!(at_rest(&hive).await, asked);
+}
+
+/// Sends requests of which each is refused.
+async fn all_refused(stream: &mut TcpStream, requests: &str) {
+    let sent = requests.matches("HTTP/1.1\r\n").count();
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    let (mut refused, mut text) = (0, Vec::new());
+    while refused < sent {
+        soon("an answer", stream.read_buf(&mut text)).await.unwrap();
+        let said = String::from_utf8_lossy(&text);
+        refused = said.matches("HTTP/1.1 401").count();
+        assert_eq!(refused, said.matches("HTTP/1.1").count(), "{said}");
+    }
 }
 
 /// How often the database was woken, once it has gone back to sleep.
