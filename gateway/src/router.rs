@@ -88,6 +88,7 @@ fn control_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api::keys::show, api::keys::revoke))
         .routes(routes!(api::keys::rotate))
         .routes(routes!(api::tokens::verify))
+        .routes(routes!(api::tokens::revoke_holder))
         .routes(routes!(api::requests::list))
         .routes(routes!(api::usage::list))
         .routes(routes!(api::metrics::read))

@@ -23,7 +23,7 @@ use crate::{
         evictions::Evictions,
         recorder::{Recorder, RecorderError},
     },
-    auth::{api_key, jwks::KeysError, jwt::Tokens, keyring::Keyring, pepper::Pepper},
+    auth::{api_key, jwks::KeysError, jwt::Tokens, keyring::Keyring, pepper::Pepper, revoked::Revoked},
     books::Books,
     config::Config,
     db::{self, DbError},
@@ -176,7 +176,7 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         let view = keyring.add(&db, &key, first, audit.acts.by(None)).await?;
         tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
     }
-    let tokens = Tokens::open(&config.jwt)?;
+    let tokens = Tokens::open(&config.jwt, Revoked::load(&db).await?)?;
     let queue = QueueLimits {
         places_per_slot: config.scheduler.places_per_slot,
         wait: config.scheduler.queue_timeout,

@@ -99,6 +99,14 @@ impl Credentials {
             .insert(id.as_str().to_owned(), hmac);
     }
 
+    /// A worker's is good no more.
+    pub fn forget(&self, id: &WorkerId) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id.as_str());
+    }
+
     /// Whether this is the credential of any worker.
     pub fn knows(&self, hmac: &str) -> bool {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -93,7 +93,7 @@ pub enum Command {
     /// Make, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Look at tokens of the identity provider
+    /// Look at tokens of the identity provider, and revoke them
     #[command(subcommand)]
     Token(TokenCommand),
     /// Say how many requests and tokens each key has used
@@ -285,10 +285,13 @@ pub enum WorkerCommand {
     },
     /// Let the gateway route to any OpenAI-compatible server
     Attach(AttachServer),
-    /// Take an attached server out, or forget a worker that is lost
+    /// Take an attached server out, or shut a lost worker out: it comes back only with a new join token
     Detach {
         /// Its id
         id: WorkerId,
+        /// Also a worker that lives, such as one on a machine you do not trust any more
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -460,6 +463,15 @@ pub enum TokenCommand {
         /// Read it from this file instead
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+    },
+    /// Take no token any more that a holder has by now, and cancel what runs with one
+    Revoke {
+        /// The holder as `hivectl usage`, `hivectl jobs list` and the log call them, jwt_…
+        #[arg(required_unless_present = "subject")]
+        id: Option<String>,
+        /// The holder as the identity provider names them instead
+        #[arg(long, value_name = "NAME", conflicts_with = "id")]
+        subject: Option<String>,
     },
 }
 

@@ -15,8 +15,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use wire::{
     Attach, AuditCheckpoint, AuditPrune, AuditPruned, CreatedKey, Explanation, GatewayRun, JoinToken, KeyView,
-    ModelDownload, ModelName, NewJoinToken, NewKey, RequestView, RotateKey, SubjectErase, SubjectErased, SubjectExport,
-    SubjectRecords, TokenVerdict, UsageRow, VerifyToken, WorkerId, WorkerView,
+    ModelDownload, ModelName, NewJoinToken, NewKey, RequestView, RevokeTokens, RevokedTokens, RotateKey, SubjectErase,
+    SubjectErased, SubjectExport, SubjectRecords, TokenVerdict, UsageRow, VerifyToken, WorkerId, WorkerView,
 };
 
 pub use self::answer::{Chat, Piece};
@@ -156,13 +156,13 @@ impl Gateway {
         })
     }
 
-    /// Takes an attached server out, or forgets a lost worker.
-    pub async fn detach(&self, id: &WorkerId) -> Result<(), Failure> {
-        let path = format!("/workers/{id}");
+    /// Takes an attached server out, or shuts a lost worker out; with `force`, also one that lives.
+    pub async fn detach(&self, id: &WorkerId, force: bool) -> Result<(), Failure> {
+        let path = format!("/workers/{id}?force={force}");
         match self.control_answer(Method::DELETE, &path, None::<&()>).await? {
             (StatusCode::CONFLICT, _) => Err(Failure::usage(
                 format!("{id} is a live worker of ours, not an attached server"),
-                format!("let it finish and end it with `hivectl worker stop {id}`"),
+                format!("let it finish and end it with `hivectl worker stop {id}`; --force shuts it out as it is"),
             )),
             (status, _) if status.is_success() => Ok(()),
             (status, body) => Err(refused(status, &body)),
@@ -216,6 +216,11 @@ impl Gateway {
         let token = token.expose_secret().to_owned();
         self.control(Method::POST, "/tokens/verify", Some(&VerifyToken { token }))
             .await
+    }
+
+    /// Revokes all tokens that a holder has by now.
+    pub async fn revoke_tokens(&self, holder: &RevokeTokens) -> Result<RevokedTokens, Failure> {
+        self.control(Method::POST, "/tokens/revoke", Some(holder)).await
     }
 
     /// The latest requests, the newest first.

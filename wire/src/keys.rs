@@ -233,6 +233,29 @@ pub struct TokenVerdict {
     pub claims: Option<serde_json::Value>,
 }
 
+/// `POST /control/v1/tokens/revoke`: whose tokens, by either name.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeTokens {
+    /// What log, books and record call the holder, `jwt_…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The holder as the issuer names them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
+/// A holder whose tokens were revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevokedTokens {
+    /// What log, books and record call the holder.
+    pub id: String,
+    /// Tokens issued until then are not taken any more, in Unix milliseconds.
+    pub since_ms: i64,
+    /// How many requests ran with them, and were cancelled.
+    pub cancelled: usize,
+}
+
 /// Tokens and requests of one key with one model on one day, as `GET /control/v1/usage` lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsageRow {

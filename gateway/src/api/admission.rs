@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use wire::ModelName;
 
 use crate::{
-    auth::keyring::Identity,
+    auth::{caller::still_good, keyring::Identity},
     books::Entry,
     error::ApiError,
     limits::{Share, Standing},
@@ -53,6 +53,8 @@ pub fn admit(
     let standing = reservation.as_ref().map(|reservation| reservation.standing);
     let mut entry = state.books.admit(id, &identity.id, model.as_str());
     entry.reservation = reservation;
+    // Only now: a key that is revoked from here on finds the entry, and ends it.
+    still_good(identity, state)?;
     Ok(Admitted {
         entry,
         standing,

@@ -8,21 +8,28 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::{error::ApiError, state::AppState};
+use crate::{
+    auth::{caller::still_good, keyring::Identity},
+    error::ApiError,
+    state::AppState,
+};
 
 /// The largest body of the data plane, in bytes.
 pub const DATA_LIMIT: usize = 8 * 1024 * 1024;
 /// The largest body of the control plane, in bytes.
 pub const CONTROL_LIMIT: usize = 64 * 1024;
 
-/// A body of the control plane, read as JSON of one type.
+/// A body of the control plane, read as JSON of one type; whose key is revoked while it is read is not let in after all.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        json(request.into_body(), state).await.map(Self)
+        let caller = request.extensions().get::<Identity>().cloned();
+        let read = json(request.into_body(), state).await?;
+        caller.map_or(Ok(()), |caller| still_good(&caller, state))?;
+        Ok(Self(read))
     }
 }
 

@@ -7,11 +7,13 @@ use std::{
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
 };
 use reqwest::Url;
 use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+use utoipa::IntoParams;
 use wire::{Attach, Labels, ModelFacts, WorkerId, WorkerKind, WorkerState, WorkerView, check_labels};
 
 use super::body;
@@ -175,29 +177,43 @@ pub async fn drain(
     find(&state, &id).map(Json)
 }
 
-/// Detach a server, or forget a worker that is lost.
+/// How a worker is removed.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct Removal {
+    /// Also one that lives.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Detach a server, or shut a worker out: its credential is good no more, and it needs a new join token.
 #[utoipa::path(delete, path = "/control/v1/workers/{id}", tag = "workers",
-    params(("id" = String, Path, description = "The worker's id")),
+    params(("id" = String, Path, description = "The worker's id"), Removal),
     responses(
         (status = 204, description = "It is no longer listed"),
+        (status = 400, description = "The query is at fault", body = wire::ErrorEnvelope),
         (status = 401, description = "The key is missing or wrong", body = wire::ErrorEnvelope),
         (status = 403, description = "The key lacks the scope", body = wire::ErrorEnvelope),
         (status = 404, description = "There is no such worker", body = wire::ErrorEnvelope),
-        (status = 409, description = "It is a live worker of ours: drain it instead", body = wire::ErrorEnvelope),
+        (status = 409, description = "It is a live worker of ours: drain it, or say `force`", body = wire::ErrorEnvelope),
         (status = 503, description = "The database cannot be written now", body = wire::ErrorEnvelope),
     ))]
 pub async fn remove(
     State(state): State<AppState>,
     Operator(operator): Operator,
     Path(id): Path<String>,
+    removal: Result<Query<Removal>, QueryRejection>,
 ) -> Result<StatusCode, ApiError> {
+    let Query(Removal { force }) =
+        removal.map_err(|_| ApiError::invalid("force", "`force` must be `true` or `false`."))?;
     let view = find(&state, &id)?;
-    if view.kind == WorkerKind::Own && view.state != WorkerState::Lost {
+    if view.kind == WorkerKind::Own && view.state != WorkerState::Lost && !force {
         return Err(ApiError::WorkerExists(id));
     }
     let mut transaction = state.db.begin().await.map_err(DbError::from)?;
-    if view.kind == WorkerKind::Attached {
-        db::attached::delete(&mut transaction, &view.id).await?;
+    match view.kind {
+        WorkerKind::Attached => drop(db::attached::delete(&mut transaction, &view.id).await?),
+        WorkerKind::Own => db::workers::shut_out(&mut transaction, &view.id).await?,
     }
     let removed = recorded::Event::now(Kind::WorkerDetach).on(Object::worker(&view.id));
     state
@@ -208,8 +224,9 @@ pub async fn remove(
         .await?;
     transaction.commit().await.map_err(DbError::from)?;
     state.audit.acts.carried().await;
-    if view.kind == WorkerKind::Attached {
-        let _ = std::fs::remove_file(key_file(&state, &view.id));
+    match view.kind {
+        WorkerKind::Attached => drop(std::fs::remove_file(key_file(&state, &view.id))),
+        WorkerKind::Own => state.credentials.forget(&view.id),
     }
     state
         .dispatcher

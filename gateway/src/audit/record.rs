@@ -34,6 +34,9 @@ pub enum Kind {
     /// An API key was revoked.
     #[serde(rename = "key.revoke")]
     KeyRevoke,
+    /// The tokens of a holder were revoked.
+    #[serde(rename = "token.revoke")]
+    TokenRevoke,
     /// A join token was made.
     #[serde(rename = "join_token.create")]
     JoinTokenCreate,

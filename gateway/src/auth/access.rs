@@ -62,6 +62,7 @@ pub const CONTROL: &[Route] = &[
     (Method::DELETE, "/control/v1/keys/{id}", ADMIN),
     (Method::POST, "/control/v1/keys/{id}/rotate", ADMIN),
     (Method::POST, "/control/v1/tokens/verify", ADMIN),
+    (Method::POST, "/control/v1/tokens/revoke", ADMIN),
     (Method::GET, "/control/v1/requests", ADMIN),
     (Method::GET, "/control/v1/requests/{id}/explain", ADMIN),
     (Method::POST, "/control/v1/requests/{id}/cancel", ADMIN),

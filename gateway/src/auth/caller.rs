@@ -11,6 +11,12 @@ use wire::{KeyView, Scope};
 use super::{jwt, keyring::Identity};
 use crate::{error::ApiError, metrics, state::AppState};
 
+/// How the id of a token's holder begins.
+const HOLDER: &str = "jwt_";
+const NO_KEY: ApiError = ApiError::Unauthenticated(
+    "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked, or expired.",
+);
+
 /// Extractors that let in whoever has a scope.
 macro_rules! locks {
     ($($(#[$doc:meta])* $name:ident: $scope:ident;)*) => {$(
@@ -85,20 +91,50 @@ pub async fn recognise(credential: &str, state: &AppState) -> Result<Identity, A
         return holder(credential, tokens, state).await;
     }
     let identity = state.keyring.identify(credential, crate::now_ms());
-    identity.ok_or(ApiError::Unauthenticated(
-        "Incorrect API key provided. Use one that `hivectl keys create` printed; it may have been revoked, or expired.",
-    ))
+    identity.ok_or(NO_KEY)
+}
+
+/// Whether one who was let in may still go on: a body takes its time, and meanwhile a key may be revoked.
+pub fn still_good(identity: &Identity, state: &AppState) -> Result<(), ApiError> {
+    match &state.tokens {
+        Some(tokens) if is_holder(&identity.id) => {
+            if !tokens.are_taken(&identity.id, identity.created_at_ms) {
+                return Err(ApiError::TokenRefused(jwt::Refused::Revoked));
+            }
+        }
+        _ => {
+            if !state.keyring.is_live(&identity.id, crate::now_ms()) {
+                return Err(NO_KEY);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is the id of a token's holder rather than of a key.
+pub fn is_holder(id: &str) -> bool {
+    let digits = id.strip_prefix(HOLDER);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// What log, books and record call a holder of tokens, who is named as the issuer does: the pseudonym that the record
+/// knows the person by.
+pub async fn holder_id(subject: &str, state: &AppState) -> Result<String, ApiError> {
+    let pseudonym = match state.audit.subjects() {
+        Some(subjects) => subjects.pseudonym(subject).await?,
+        None => state.keyring.hmac(&format!("token of {subject}")),
+    };
+    Ok(format!("{HOLDER}{}", &pseudonym[..16]))
 }
 
 /// The holder of a good token, in the terms of a key. Its id is the pseudonym that the record knows the person by: log
 /// and books hold no more, and whoever is erased from the record is erased from them.
 async fn holder(token: &str, tokens: &jwt::Tokens, state: &AppState) -> Result<Identity, ApiError> {
     let holder = tokens.verify(token).await.map_err(ApiError::TokenRefused)?;
-    let pseudonym = match state.audit.subjects() {
-        Some(subjects) => subjects.pseudonym(&holder.subject).await?,
-        None => state.keyring.hmac(&format!("token of {}", holder.subject)),
-    };
-    let id = format!("jwt_{}", &pseudonym[..16]);
+    let id = holder_id(&holder.subject, state).await?;
+    if !tokens.are_taken(&id, holder.issued_at_ms) {
+        return Err(ApiError::TokenRefused(jwt::Refused::Revoked));
+    }
     Ok(Identity::of(KeyView {
         family: id.clone(),
         id,
@@ -110,7 +146,7 @@ async fn holder(token: &str, tokens: &jwt::Tokens, state: &AppState) -> Result<I
         trusted: false,
         priority: wire::Priority::default(),
         labels: wire::Labels::new(),
-        created_at_ms: 0,
+        created_at_ms: holder.issued_at_ms,
         expires_at_ms: Some(holder.expires_at_ms),
         last_used_at_ms: None,
         revoked_at_ms: None,

@@ -30,6 +30,8 @@ pub struct Holder {
     pub scopes: Vec<Scope>,
     /// The models they may call; empty: all.
     pub models: Vec<ModelName>,
+    /// When the token was issued, in Unix milliseconds; 0 if it does not say.
+    pub issued_at_ms: i64,
     /// When the token is good no longer, in Unix milliseconds.
     pub expires_at_ms: i64,
 }
@@ -53,7 +55,7 @@ impl Holder {
         if text("sub").is_none() {
             return Err(Refused::Claim("sub"));
         }
-        let expires = times(claims, settings, now)?;
+        let (issued, expires) = times(claims, settings, now)?;
         let subject = at(claims, &settings.subject_claim).and_then(Value::as_str);
         let subject = subject.filter(|subject| {
             !subject.trim().is_empty() && subject.len() <= LONGEST_SUBJECT && !subject.chars().any(char::is_control)
@@ -68,13 +70,14 @@ impl Holder {
             subject: subject.ok_or(Refused::Subject)?.to_owned(),
             scopes: scopes(claims, settings),
             models: models(claims, settings)?,
+            issued_at_ms: issued.saturating_mul(1000),
             expires_at_ms: expires.saturating_mul(1000),
         })
     }
 }
 
-/// Checks when the token is good; its end, in Unix seconds.
-fn times(claims: &Map<String, Value>, settings: &Jwt, now: i64) -> Result<i64, Refused> {
+/// Checks when the token is good; when it was issued (0 if it does not say) and its end, in Unix seconds.
+fn times(claims: &Map<String, Value>, settings: &Jwt, now: i64) -> Result<(i64, i64), Refused> {
     let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     let leeway = seconds(settings.leeway);
     let time = |name: &'static str| match claims.get(name) {
@@ -95,11 +98,12 @@ fn times(claims: &Map<String, Value>, settings: &Jwt, now: i64) -> Result<i64, R
     if expires.saturating_sub(now) > seconds(settings.longest).saturating_add(leeway) {
         return Err(Refused::TooLong);
     }
-    let begins = time("nbf")?.max(time("iat")?);
+    let issued = time("iat")?;
+    let begins = time("nbf")?.max(issued);
     if begins.is_some_and(|begins| begins.saturating_sub(leeway) > now) {
         return Err(Refused::NotYet);
     }
-    Ok(expires)
+    Ok((issued.unwrap_or(0), expires))
 }
 
 fn scopes(claims: &Map<String, Value>, settings: &Jwt) -> Vec<Scope> {

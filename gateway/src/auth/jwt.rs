@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     claims::{Holder, Object},
     jwks::{Key, Keys, KeysError},
+    revoked::Revoked,
 };
 use crate::config::Jwt;
 
@@ -47,6 +48,9 @@ pub enum Refused {
     /// Its time is over.
     #[error("it has expired")]
     Expired,
+    /// Its holder was cut off after it was issued.
+    #[error("its holder's tokens were revoked after it was issued, or it does not say when that was (`iat`)")]
+    Revoked,
     /// Its time is to come.
     #[error("it is not good yet")]
     NotYet,
@@ -69,6 +73,7 @@ impl Refused {
     pub fn told(&self) -> &'static str {
         match self {
             Self::Expired => "The token has expired. Get a new one from your identity provider.",
+            Self::Revoked => "The token was revoked. Get a new one from your identity provider.",
             Self::NotYet => "The token is not good yet. Try again, and check the clock of the machine that issued it.",
             _ => "This token is not taken here. Ask the operator; `hivectl token verify` tells them why.",
         }
@@ -76,8 +81,11 @@ impl Refused {
 
     /// Whether the signature was found good before this was.
     pub fn is_signed(&self) -> bool {
-        use Refused::{Claim, Expired, Models, NotYet, Subject, Tenant, TooLong};
-        matches!(self, Claim(_) | Expired | NotYet | TooLong | Subject | Tenant | Models)
+        use Refused::{Claim, Expired, Models, NotYet, Revoked, Subject, Tenant, TooLong};
+        matches!(
+            self,
+            Claim(_) | Expired | Revoked | NotYet | TooLong | Subject | Tenant | Models
+        )
     }
 }
 
@@ -95,17 +103,20 @@ pub struct Said {
 pub struct Tokens {
     settings: Jwt,
     keys: Keys,
+    /// Holders who were cut off.
+    pub revoked: Revoked,
 }
 
 impl Tokens {
     /// Tokens by these settings; none if they name no issuer. Keys that lie in a file must be there.
-    pub fn open(settings: &Jwt) -> Result<Option<Self>, KeysError> {
+    pub fn open(settings: &Jwt, revoked: Revoked) -> Result<Option<Self>, KeysError> {
         let Some(place) = settings.place().filter(|_| settings.issuer.is_some()) else {
             return Ok(None);
         };
         Ok(Some(Self {
             keys: Keys::open(place, settings)?,
             settings: settings.clone(),
+            revoked,
         }))
     }
 
@@ -119,6 +130,14 @@ impl Tokens {
             }
             checked => checked,
         }
+    }
+
+    /// Whether a good token is still taken, by its holder's id and when it was issued, in Unix milliseconds: later than
+    /// its holder was cut off, also by a clock that is ahead of ours.
+    pub fn are_taken(&self, id: &str, issued_at_ms: i64) -> bool {
+        let leeway_ms = i64::try_from(self.settings.leeway.as_millis()).unwrap_or(i64::MAX);
+        let since = self.revoked.since(id);
+        since.is_none_or(|at_ms| issued_at_ms > at_ms.saturating_add(leeway_ms))
     }
 
     /// Reads the keys again now and then; never returns.

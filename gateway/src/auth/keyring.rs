@@ -116,6 +116,11 @@ impl Keyring {
         Some(Identity(held.view.clone()))
     }
 
+    /// Whether there is a key of this public id, neither revoked nor expired.
+    pub fn is_live(&self, id: &str, now_ms: i64) -> bool {
+        self.by_id.load().get(id).is_some_and(|held| held.view.is_live(now_ms))
+    }
+
     /// Makes a key; its text is in no other place afterwards.
     pub async fn create(&self, db: &SqlitePool, new: NewKey, by: Hand<'_>) -> Result<(String, KeyView), DbError> {
         let key = api_key::generate();

@@ -10,3 +10,4 @@ pub mod jwks;
 pub mod jwt;
 pub mod keyring;
 pub mod pepper;
+pub mod revoked;

@@ -8,6 +8,7 @@ pub mod keys;
 pub mod models;
 pub mod outbox;
 pub mod requests;
+pub mod revoked_holders;
 pub mod subjects;
 pub mod workers;
 

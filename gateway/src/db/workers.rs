@@ -48,6 +48,15 @@ pub async fn register(
     Ok(Some(epoch))
 }
 
+/// Makes a worker's credential good for nothing; its epoch stays, so that the next one is greater.
+pub async fn shut_out(db: &mut SqliteConnection, id: &WorkerId) -> Result<(), DbError> {
+    sqlx::query("UPDATE workers SET credential_hmac = '' WHERE id = $1")
+        .bind(id.as_str())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
 /// The HMAC of a worker's credential.
 pub async fn credential(db: &mut SqliteConnection, id: &WorkerId) -> Result<Option<String>, DbError> {
     let row = sqlx::query("SELECT credential_hmac FROM workers WHERE id = $1")

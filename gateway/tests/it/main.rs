@@ -48,6 +48,7 @@ mod parameters;
 mod queue;
 mod restart;
 mod retry;
+mod revoking;
 mod routes;
 mod scheduling;
 mod secrets;

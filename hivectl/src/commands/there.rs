@@ -229,7 +229,7 @@ async fn forget_if_lost(id: &WorkerId, config: &Config) {
         && view.state == WorkerState::Lost
     {
         // It only tidies up what is shown.
-        let _ = gateway.detach(id).await;
+        let _ = gateway.detach(id, false).await;
     }
 }
 

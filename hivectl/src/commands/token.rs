@@ -1,10 +1,11 @@
-//! `hivectl token verify`: what the gateway would say to a token, and why. The token itself is never printed.
+//! `hivectl token …`: what the gateway would say to a token, and why; an end to all that a holder has. No token is ever
+//! printed.
 
 use std::path::Path;
 
 use secrecy::SecretString;
 use tokio::io::AsyncReadExt as _;
-use wire::{ModelName, TokenVerdict};
+use wire::{ModelName, RevokeTokens, TokenVerdict};
 
 use super::keys::date;
 use crate::{cli::TokenCommand, config::Config, error::Failure, gateway_client::Gateway, output::Output};
@@ -14,8 +15,26 @@ const MOST: u64 = 32 * 1024;
 
 /// Runs one `token` command.
 pub async fn run(command: TokenCommand, config: &Config, output: &Output) -> Result<(), Failure> {
-    let TokenCommand::Verify { file } = command;
-    let token = read(file.as_deref()).await?;
+    match command {
+        TokenCommand::Verify { file } => verify(file.as_deref(), config, output).await,
+        TokenCommand::Revoke { id, subject } => revoke(RevokeTokens { id, subject }, config, output).await,
+    }
+}
+
+async fn revoke(holder: RevokeTokens, config: &Config, output: &Output) -> Result<(), Failure> {
+    let revoked = Gateway::find(config)?.revoke_tokens(&holder).await?;
+    let text = format!(
+        "no token of {} issued until {} is taken any more; {} of their requests were cancelled",
+        revoked.id,
+        date(revoked.since_ms),
+        revoked.cancelled
+    );
+    output.done(&revoked, text);
+    Ok(())
+}
+
+async fn verify(file: Option<&Path>, config: &Config, output: &Output) -> Result<(), Failure> {
+    let token = read(file).await?;
     let verdict = Gateway::find(config)?.verify_token(&token).await?;
     if output.is_json() {
         output.json(&verdict);

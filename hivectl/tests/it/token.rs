@@ -1,4 +1,4 @@
-//! `hivectl token verify`, and a hive whose planes have a certificate.
+//! `hivectl token`, and a hive whose planes have a certificate.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Stdio, time::SystemTime};
 
@@ -32,7 +32,7 @@ fn token(seconds: i64) -> String {
         .unwrap()
         .as_secs();
     let exp = i64::try_from(now).unwrap() + seconds;
-    let claims = json!({"iss": "i", "aud": "hive", "sub": "ann", "exp": exp, "scope": "infer"});
+    let claims = json!({"iss": "i", "aud": "hive", "sub": "ann", "iat": now - 60, "exp": exp, "scope": "infer"});
     let text = [json!({"alg": "HS256"}), claims]
         .map(|part| URL_SAFE_NO_PAD.encode(part.to_string()))
         .join(".");
@@ -41,7 +41,7 @@ fn token(seconds: i64) -> String {
 }
 
 #[test]
-fn a_token_is_explained_from_a_file_or_stdin() {
+fn a_token_is_explained_from_a_file_or_stdin_and_its_holder_cut_off() {
     let house = House::new();
     let keys = private(&house, "secret", SECRET);
     configure(
@@ -74,6 +74,19 @@ fn a_token_is_explained_from_a_file_or_stdin() {
         (&verdict["accepted"], &verdict["claims"]["aud"]),
         (&json!(true), &json!("hive"))
     );
+    let id = verdict["id"].as_str().unwrap();
+    house
+        .run(&["token", "revoke", id])
+        .expect(0)
+        .says(&format!("no token of {id} issued until 20"));
+    house
+        .run(&["token", "verify", "--file", &good])
+        .expect(1)
+        .says("were revoked after it was issued");
+    let again = house.json(&["token", "revoke", "--subject", "ann"]);
+    assert_eq!((&again["id"], &again["cancelled"]), (&json!(id), &json!(0)));
+    house.run(&["token", "revoke", "ann"]).expect(2).says("jwt_");
+    house.run(&["token", "revoke"]).expect(2);
     house.run(&["token", "verify"]).expect(2).says("no token");
     house.run(&["token", "verify", "--file", "/nowhere/token"]).expect(2);
 }

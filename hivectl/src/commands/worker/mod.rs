@@ -68,7 +68,7 @@ pub async fn run(command: WorkerCommand, config: &Config, output: &Output) -> Re
         WorkerCommand::Restart { id, timeout } => spawn::restart(&id, timeout, config, output).await,
         WorkerCommand::Logs { id, follow, lines } => logs::print(&id, follow, lines, config, output).await,
         WorkerCommand::Attach(args) => attach(args, config, output).await,
-        WorkerCommand::Detach { id } => detach(&id, config, output).await,
+        WorkerCommand::Detach { id, force } => detach(&id, force, config, output).await,
     }
 }
 
@@ -212,13 +212,13 @@ async fn attach(args: AttachServer, config: &Config, output: &Output) -> Result<
     Ok(())
 }
 
-async fn detach(id: &WorkerId, config: &Config, output: &Output) -> Result<(), Failure> {
+async fn detach(id: &WorkerId, force: bool, config: &Config, output: &Output) -> Result<(), Failure> {
     let gateway = Gateway::find(config)?;
     let quarantined =
         state::worker(config, id).filter(|run| run.trouble.is_some() && run.spec.gateway == gateway.control_url());
     // Of a quarantined worker, its record may be all there is.
     if gateway.worker(id).await?.is_some() {
-        gateway.detach(id).await?;
+        gateway.detach(id, force).await?;
     } else if quarantined.is_none() {
         return Err(unknown(id));
     }

@@ -62,7 +62,7 @@ async fn here(run: WorkerRun, drain: Duration, config: &Config, output: &Output)
     if !lived {
         // It could not say good-bye; without a gateway there is nobody to be told.
         if let Ok(gateway) = Gateway::find(config) {
-            let _ = gateway.detach(id).await;
+            let _ = gateway.detach(id, false).await;
         }
     }
     tell(id, lived, output);
