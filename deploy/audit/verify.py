@@ -3,6 +3,7 @@
 
     pip install cryptography        # or: pip install pynacl
     python3 verify.py --dir audit [--pubkey journal.pub] [--anchors FILE] [--from N] [--to N] [--json]
+    python3 verify.py --proof proof.json --pubkey journal.pub
 
 Exit code 0 intact, 1 altered, 2 missing, 3 unsigned tail, 4 unreadable, 64 usage. The same verdicts, and the same
 first bad record, as `hivectl audit verify`; not a line of code is shared.
@@ -363,6 +364,38 @@ class Verifier:
             raise Found("unsigned", at, f"{torn} bytes of a torn line follow the last record")
 
 
+def proved(path, key):
+    """The record of a proof that `hivectl audit prove` wrote, if it lies under a root that the key signed."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            proof = json.load(file)
+        record, at, note, beside = (proof[name] for name in ("record", "seq", "checkpoint", "path"))
+        whole = isinstance(at, int) and not isinstance(at, bool) and 0 <= at < 1 << 64
+        if not whole or not all(isinstance(text, str) for text in [record, note, *beside]):
+            raise ValueError("it is malformed")
+        hash_, beside = leaf(record.encode()), [unhex(text) for text in beside]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Found("unreadable", None, f"{path}: {error}") from None
+    checkpoint = key.open(note)
+    if checkpoint is None or None in beside:
+        raise Found("altered", at, "its checkpoint is not signed by this journal's key")
+    # RFC 9162, section 2.1.3.2.
+    last = checkpoint[0] - 1
+    good = at <= last
+    for other in beside:
+        good = good and last > 0
+        if at & 1 or at == last:
+            hash_ = node(other, hash_)
+            while at and not at & 1:
+                at, last = at >> 1, last >> 1
+        else:
+            hash_ = node(hash_, other)
+        at, last = at >> 1, last >> 1
+    if not good or last or hash_ != checkpoint[1]:
+        raise Found("altered", proof["seq"], "it does not lead to the signed root")
+    return record
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.print_usage(sys.stderr)
@@ -371,13 +404,23 @@ class Parser(argparse.ArgumentParser):
 
 def main():
     parser = Parser(description="Verify a Hive audit journal.")
-    parser.add_argument("--dir", required=True, help="the journal's folder")
+    parser.add_argument("--dir", help="the journal's folder")
     parser.add_argument("--pubkey", help="the public key's file [default: journal.pub in the folder]")
     parser.add_argument("--anchors", help="checkpoints that were kept elsewhere")
     parser.add_argument("--from", dest="start", type=int, help="the first record to look at")
     parser.add_argument("--to", type=int, help="the last record to look at")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--proof", help="check one record's proof instead")
     args = parser.parse_args()
+    if not args.dir and not (args.proof and args.pubkey):
+        parser.error("--dir is missing, or --proof and --pubkey")
+    if args.proof:
+        try:
+            print(proved(args.proof, PublicKey(args.pubkey or os.path.join(args.dir, "journal.pub"))))
+        except Found as found:
+            print(f"{found.verdict}: {found.reason}")
+            sys.exit(VERDICTS[found.verdict])
+        return
     verifier, found = Verifier(), None
     try:
         verifier.verify(args)

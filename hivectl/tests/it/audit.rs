@@ -1,6 +1,6 @@
 //! `hivectl audit …`: read, verified, proved and anchored at the command line; and the verifier that shares no code.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
@@ -75,8 +75,30 @@ fn a_journal_is_read_verified_proved_and_anchored_at_the_command_line() {
     let forged = fs::read_to_string(&proof)
         .unwrap()
         .replacen("completed", "cancelled", 1);
-    check(Path::new(&house.file("forged", &forged))).expect(1);
-    check(Path::new(&house.file("junk", "junk"))).expect(4);
+    let in_python = |file: &str| {
+        let public = house.home().join("audit/journal.pub");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/audit/verify.py");
+        let mut command = Command::new("python3");
+        command.args([script, "--proof", file, "--pubkey"]).arg(public);
+        let told = command.output().unwrap();
+        (told.status.code(), String::from_utf8(told.stdout).unwrap())
+    };
+    let told = in_python(proof.to_str().unwrap());
+    assert!(told.0 == Some(0) && told.1.contains(id), "{told:?}");
+    let elsewhere = fs::read_to_string(&proof)
+        .unwrap()
+        .replacen("\"seq\": ", "\"seq\": 1", 1);
+    let proofs = [
+        ("forged", &*forged, 1),
+        ("elsewhere", &*elsewhere, 1),
+        ("junk", "junk", 4),
+        ("list", "[]", 4),
+    ];
+    for (name, text, code) in proofs {
+        let file = house.file(name, text);
+        check(Path::new(&file)).expect(code);
+        assert_eq!(in_python(&file).0, Some(code), "{name}");
+    }
 
     house.run(&["down"]).expect(0);
     let copy = copied(&house, "copy");
