@@ -165,9 +165,11 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
     }
     let audit = Recorder::open(&config, &home, &pepper, &db).await?;
     let keyring = Keyring::load(pepper, &db).await?;
-    if keyring.is_empty() {
+    let tokens = Tokens::open(&config.jwt, Revoked::load(&db).await?)?;
+    // Where nobody could run the hive any more, whoever starts it may: the folder is theirs.
+    if keyring.is_empty() || tokens.is_none() && !keyring.has_operator(crate::now_ms()) {
         let file = keys.join("admin");
-        let key = first_admin_key(&file).map_err(at_home)?;
+        let key = first_admin_key(&file, &keyring).map_err(at_home)?;
         let first = NewKey {
             name: "first admin key".into(),
             scopes: vec![Scope::Admin],
@@ -176,7 +178,6 @@ async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
         let view = keyring.add(&db, &key, first, audit.acts.by(None)).await?;
         tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
     }
-    let tokens = Tokens::open(&config.jwt, Revoked::load(&db).await?)?;
     let queue = QueueLimits {
         places_per_slot: config.scheduler.places_per_slot,
         wait: config.scheduler.queue_timeout,
@@ -228,11 +229,11 @@ fn lock(home: &Path) -> Result<File, RunError> {
     }
 }
 
-/// The key in the file, or a new one written there. The file comes first: a crash in between must not leave a key
-/// in the database that nobody holds.
-fn first_admin_key(file: &Path) -> io::Result<String> {
+/// The key in the file, if it is not one that was revoked, or a new one written there. The file comes first: a crash in
+/// between must not leave a key in the database that nobody holds.
+fn first_admin_key(file: &Path, keyring: &Keyring) -> io::Result<String> {
     if let Ok(key) = secret_file::read(file)
-        && api_key::public_id(key.expose_secret()).is_some()
+        && api_key::public_id(key.expose_secret()).is_some_and(|id| keyring.show(id).is_none())
     {
         return Ok(key.expose_secret().to_owned());
     }

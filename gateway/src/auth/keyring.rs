@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use sqlx::SqlitePool;
 use subtle::ConstantTimeEq;
-use wire::{KeyView, NewKey};
+use wire::{KeyView, NewKey, Scope};
 
 use super::{api_key, pepper::Pepper};
 use crate::{
@@ -101,6 +101,13 @@ impl Keyring {
     /// Whether there is no key at all yet.
     pub fn is_empty(&self) -> bool {
         self.by_id.load().is_empty()
+    }
+
+    /// Whether anybody can run the hive with a key.
+    pub fn has_operator(&self, now_ms: i64) -> bool {
+        let keys = self.by_id.load();
+        keys.values()
+            .any(|held| held.view.is_live(now_ms) && held.view.allows(Scope::Admin))
     }
 
     /// Whose key this is; `None` if it is malformed, unknown, revoked or expired.

@@ -66,6 +66,25 @@ async fn a_key_that_is_revoked_while_a_body_comes_lets_nothing_in() {
 }
 
 #[tokio::test]
+async fn a_hive_whose_last_operator_was_revoked_has_a_new_one_at_its_next_start() {
+    let hive = Hive::start().await;
+    let (_, others) = hive.key(&["infer"]).await;
+    let path = format!("/control/v1/keys/{}", &hive.admin[4..12]);
+    assert_eq!(Reply::to(hive.on_control("DELETE", &path)).await.status, 204);
+    let keys = async |hive: &Hive| Reply::to(hive.on_control("GET", "/control/v1/keys")).await;
+    keys(&hive).await.refused(401, "invalid_api_key").await;
+    let revoked = hive.admin.clone();
+    let hive = hive.again(&[]).await;
+    assert_ne!(hive.admin, revoked);
+    assert_eq!(keys(&hive).await.json().await.as_array().unwrap().len(), 3);
+    let list = hive.stranger("GET", "/v1/models").bearer_auth(&others);
+    assert_eq!(Reply::to(list).await.status, 200);
+    // And no other as long as there is one.
+    let admin = hive.admin.clone();
+    assert_eq!(hive.again(&[]).await.admin, admin);
+}
+
+#[tokio::test]
 async fn a_holders_tokens_are_revoked_at_once_and_for_good_with_what_runs() {
     let ed = Signer::ed();
     let dir = tempfile::tempdir().unwrap();
