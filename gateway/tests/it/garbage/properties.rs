@@ -106,14 +106,14 @@ pub fn name(bytes: &[u8]) {
     }
 }
 
-/// A journal in which anything was overwritten is never a reason to panic, and one that was not is intact. The first two
-/// bytes say where, the third in which file.
+/// A journal in which anything was overwritten is never a reason to panic, one that was not is intact, and one whose records
+/// were is not. The first two bytes say where, the third in which file.
 pub fn journal(bytes: &[u8]) {
     let [low, high, which, written @ ..] = bytes else {
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
-    let mut changed = false;
+    let (mut changed, mut records) = (false, false);
     for (number, (name, good)) in good_journal().iter().enumerate() {
         let mut content = good.clone();
         if number == usize::from(*which) % good_journal().len() {
@@ -121,11 +121,16 @@ pub fn journal(bytes: &[u8]) {
             let end = (at + written.len()).min(content.len());
             content.splice(at..end, written.iter().copied());
             changed = content != *good;
+            records = name.ends_with(".jsonl");
         }
         fs::write(folder.path().join(name), content).expect("a file");
     }
     let result = verify(folder.path(), &Inquiry::default()).result;
     assert!(changed || result == Verdict::Intact, "{result:?}");
+    assert!(
+        !(changed && records) || result != Verdict::Intact,
+        "an edit was not found"
+    );
 }
 
 /// The files of a small good journal.
