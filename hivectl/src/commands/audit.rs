@@ -155,7 +155,9 @@ async fn verified(args: &Verify, config: &Config, output: &Output) -> Result<(),
         Verdict::Unsigned => {
             "all that is signed is intact; start the gateway to have the rest signed, or ask whoever made the copy"
         }
-        Verdict::Unreadable => "name the journal's folder with --dir, and its public key with --pubkey",
+        Verdict::Unreadable => {
+            "name the journal's folder with --dir, its public key with --pubkey, and what was kept elsewhere with --anchors"
+        }
     };
     let word = match report.result {
         Verdict::Altered => "altered",

@@ -46,10 +46,11 @@ async fn verify(file: Option<&Path>, config: &Config, output: &Output) -> Result
     if verdict.accepted {
         return Ok(());
     }
-    let failure = Failure::task(
-        "the gateway does not take this token",
-        "compare what it says with [jwt] in config.toml",
-    );
+    let next = match verdict.signed {
+        Some(_) => "compare what it says with [jwt] in config.toml",
+        None => "see the keys there are with `hivectl keys list`, and whether [jwt] in config.toml names an issuer",
+    };
+    let failure = Failure::task("the gateway does not take this token", next);
     Err(match verdict.reason {
         Some(reason) => failure.because(reason),
         None => failure,
