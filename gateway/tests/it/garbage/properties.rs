@@ -121,7 +121,7 @@ pub fn journal(bytes: &[u8]) {
             let end = (at + written.len()).min(content.len());
             content.splice(at..end, written.iter().copied());
             changed = content != *good;
-            records = name.ends_with(".jsonl");
+            records = Path::new(name).extension().is_some_and(|end| end == "jsonl");
         }
         fs::write(folder.path().join(name), content).expect("a file");
     }
