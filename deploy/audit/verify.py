@@ -2,7 +2,7 @@
 """Verifies a Hive audit journal without Hive: Python's standard library and one signature library.
 
     pip install cryptography        # or: pip install pynacl
-    python3 verify.py --dir audit [--pubkey journal.pub] [--anchors FILE] [--from N] [--to N] [--json]
+    python3 verify.py --dir audit [--pubkey journal.pub] [--anchors FILE [--witness witness.pub]] [--json]
     python3 verify.py --proof proof.json --pubkey journal.pub
 
 Exit code 0 intact, 1 altered, 2 missing, 3 unsigned tail, 4 unreadable, 64 usage. The same verdicts, and the same
@@ -95,7 +95,7 @@ def ed25519(key):
 
 
 class PublicKey:
-    def __init__(self, path):
+    def __init__(self, path, kind=1):
         try:
             with open(path, encoding="utf-8") as file:
                 self.name, given, key = file.read().strip().split("+", 2)
@@ -103,9 +103,30 @@ class PublicKey:
         except (OSError, ValueError) as error:
             raise Found("unreadable", None, f"{path}: {error}") from None
         self.id = sha(self.name.encode() + b"\n" + key)[:4]
-        if len(key) != 33 or key[0] != 1 or self.id.hex() != given or not self.name:
+        if len(key) != 33 or key[0] != kind or self.id.hex() != given or not self.name:
             raise Found("unreadable", None, f"{path}: it must look like NAME+ID+KEY")
         self.signed = ed25519(key[1:])
+
+    def signature(self, signatures):
+        """This key's signature among those of a note, or None."""
+        for line in signatures.splitlines():
+            match = re.match("\u2014 (\\S+) (\\S+)\\Z", line)
+            if not match or match[1] != self.name:
+                continue
+            try:
+                signature = base64.b64decode(match[2], validate=True)
+            except binascii.Error:
+                continue
+            if signature[:4] == self.id:
+                return signature[4:]
+        return None
+
+    def saw(self, note):
+        """Whether this witness cosigned the note (C2SP tlog-cosignature)."""
+        text, _, signatures = note.partition("\n\n")
+        timed = self.signature(signatures)
+        at = int.from_bytes((timed or b"")[:8], "big")
+        return timed is not None and self.signed(timed[8:], f"cosignature/v1\ntime {at}\n{text}\n".encode())
 
     def open(self, note):
         """(size, root) of a signed checkpoint; None if it is not one that this key signed."""
@@ -117,18 +138,9 @@ class PublicKey:
             root = base64.b64decode(lines[2], validate=True)
         except binascii.Error:
             return None
-        for line in signatures.splitlines():
-            match = re.match("\u2014 (\\S+) (\\S+)\\Z", line)
-            if len(root) != 32 or not match or match[1] != self.name:
-                continue
-            try:
-                signature = base64.b64decode(match[2], validate=True)
-            except binascii.Error:
-                continue
-            if signature[:4] == self.id:
-                good = self.signed(signature[4:], (text + "\n").encode())
-                return (int(lines[1]), root) if good else None
-        return None
+        signature = self.signature(signatures) if len(root) == 32 else None
+        good = signature is not None and self.signed(signature, (text + "\n").encode())
+        return (int(lines[1]), root) if good else None
 
 
 def split_notes(text):
@@ -195,7 +207,7 @@ class Verifier:
             self.key = PublicKey(args.pubkey or os.path.join(folder, "journal.pub"))
             self.origin = self.key.name
             if args.anchors:
-                self.read_anchors(args.anchors)
+                self.read_anchors(args.anchors, args.witness)
             numbers = self.starting_at(folder, numbers, args.start)
             if not numbers and not self.anchors:
                 raise Found("unreadable", None, f"{folder}: there is no journal")
@@ -203,12 +215,15 @@ class Verifier:
         except (OSError, UnicodeDecodeError) as error:
             raise Found("unreadable", None, str(error)) from None
 
-    def read_anchors(self, path):
+    def read_anchors(self, path, witness):
+        witness = witness and PublicKey(witness, kind=4)
         with open(path, encoding="utf-8") as file:
             notes, rest = split_notes(file.read())
         if not notes or rest.strip():
             raise Found("unreadable", None, f"{path}: it must hold signed checkpoints and nothing else")
         self.anchors = [self.key.open(note) for note in notes]
+        if witness and not all(witness.saw(note) for note in notes):
+            raise Found("altered", None, f"an anchor in {path} is not signed by the witness")
         if None in self.anchors:
             raise Found("altered", None, f"an anchor in {path} is not signed by this journal's key")
         self.anchors.sort(key=lambda anchor: anchor[0])
@@ -407,6 +422,7 @@ def main():
     parser.add_argument("--dir", help="the journal's folder")
     parser.add_argument("--pubkey", help="the public key's file [default: journal.pub in the folder]")
     parser.add_argument("--anchors", help="checkpoints that were kept elsewhere")
+    parser.add_argument("--witness", help="the public key of the machine that kept them, which signed each")
     parser.add_argument("--from", dest="start", type=int, help="the first record to look at")
     parser.add_argument("--to", type=int, help="the last record to look at")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -414,6 +430,8 @@ def main():
     args = parser.parse_args()
     if not args.dir and not (args.proof and args.pubkey):
         parser.error("--dir is missing, or --proof and --pubkey")
+    if args.witness and not args.anchors:
+        parser.error("--witness needs --anchors")
     if args.proof:
         try:
             print(proved(args.proof, PublicKey(args.pubkey or os.path.join(args.dir, "journal.pub"))))

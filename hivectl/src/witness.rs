@@ -1,17 +1,19 @@
 //! A witness to the audit journal of another machine: the checkpoints it was shown lie in `$HIVE_HOME/witness`, and the next
 //! one is kept only with proof that the journal grew out of the last (RFC 6962; C2SP tlog-witness does the same over HTTP).
 //!
-//! It believes the first checkpoint of a journal it sees, and never sees a record.
+//! It signs what it keeps, so that others need not have fetched it from here (C2SP tlog-cosignature). It believes the first
+//! checkpoint of a journal it sees, and never sees a record.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::PathBuf,
+    time::SystemTime,
 };
 
 use gateway::audit::{
-    note::{self, Checkpoint, NoteError, PublicKey},
+    note::{self, Checkpoint, NoteError, PublicKey, Signer},
     tree::{Hash, grew},
 };
 
@@ -35,6 +37,8 @@ enum Refusal {
 pub struct Witness {
     key: PublicKey,
     file: PathBuf,
+    /// Where the key lies with which it signs.
+    own: PathBuf,
 }
 
 impl Witness {
@@ -46,7 +50,8 @@ impl Witness {
             .and_then(named)
             .ok_or_else(|| Failure::usage("this is no public key of a journal", "take the line in its journal.pub"))?;
         let file = config.home.join("witness").join(format!("{name}.anchors"));
-        Ok(Self { key, file })
+        let own = config.home.join("keys/witness");
+        Ok(Self { key, file, own })
     }
 
     /// The journal's name.
@@ -91,11 +96,22 @@ impl Witness {
             // A crash may have torn the last one.
             let cut = file.set_len(text.len() as u64);
             let kept = cut
-                .and_then(|()| file.write_all(note.as_bytes()))
+                .and_then(|()| file.write_all(self.cosign(note)?.as_bytes()))
                 .and_then(|()| file.sync_all());
             kept.map_err(|error| self.broken(error))?;
         }
         Ok(checkpoint.size)
+    }
+
+    /// The note with this machine's signature, whose public key lies beside the file.
+    fn cosign(&self, note: &str) -> io::Result<String> {
+        let signer = Signer::load_or_create_witness(&self.own)?;
+        fs::write(
+            self.file.with_file_name("witness.pub"),
+            format!("{}\n", signer.public()),
+        )?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Ok(signer.cosign(note, now.unwrap_or_default().as_secs()))
     }
 
     /// What is whole of the file, and its last checkpoint.
@@ -213,7 +229,11 @@ mod tests {
             witness.take(9, &note.replacen("12", "13", 1), &[]).is_err(),
             "no signature"
         );
-        assert_eq!(witness.kept().unwrap().len(), 2);
+        let public = fs::read_to_string(config.home.join("witness/witness.pub")).unwrap();
+        let own = PublicKey::parse_witness(&public).unwrap();
+        let kept = witness.kept().unwrap();
+        assert_eq!(kept.len(), 2);
+        assert!(kept.iter().all(|note| own.saw(note).unwrap() > 0));
         let other = Signer::from_seed(&[2; 32]).unwrap();
         let theirs = checkpoint(&other, 12, 9, false).0;
         assert!(witness.take(9, &theirs, &[]).is_err());
@@ -233,11 +253,15 @@ mod tests {
         let witness = Witness::of(&config, &signer.public().to_string()).unwrap();
         let (note, _) = checkpoint(&signer, 5, 0, false);
         witness.take(0, &note, &[]).unwrap();
-        let torn = format!("{note}{}", &note[..note.len() - 9]);
+        let torn = format!("{}{}", witness.kept().unwrap()[0], &note[..note.len() - 9]);
         fs::write(&witness.file, torn).unwrap();
         let (next, proof) = checkpoint(&signer, 7, 5, false);
         witness.take(5, &next, &proof).unwrap();
-        assert_eq!(witness.kept().unwrap(), [note, next]);
+        let kept = witness.kept().unwrap();
+        assert!(
+            kept.len() == 2 && kept[0].starts_with(&note) && kept[1].starts_with(&next),
+            "{kept:?}"
+        );
         for junk in ["", "a+b+c", "hive/audit/../../x+00000000+AA"] {
             assert!(Witness::of(&config, junk).is_err());
         }

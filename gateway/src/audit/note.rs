@@ -1,4 +1,5 @@
-//! Checkpoints: how far the journal had come and its root, signed (C2SP tlog-checkpoint in a signed note, Ed25519).
+//! Checkpoints: how far the journal had come and its root, signed (C2SP tlog-checkpoint in a signed note, Ed25519), and
+//! signed once more, with the time, by a witness (C2SP tlog-cosignature).
 //!
 //! It reads and writes text; where notes lie is another room's business.
 
@@ -14,8 +15,12 @@ use crate::{auth::pepper::hex, secret_file};
 
 /// The signature type of Ed25519 in signed notes.
 const ED25519_TYPE: u8 = 1;
+/// The signature type of a cosignature with its time.
+const COSIGNATURE_TYPE: u8 = 4;
 /// What a journal's name begins with.
 const PREFIX: &str = "hive/audit/";
+/// What a witness' name begins with.
+const WITNESS: &str = "hive/witness/";
 /// What a line with a signature begins with.
 const DASH: &str = "\u{2014} ";
 
@@ -54,6 +59,8 @@ pub struct Signer {
 /// The key that verifies, and the journal's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
+    /// The signature type.
+    kind: u8,
     name: String,
     id: [u8; 4],
     key: Hash,
@@ -62,6 +69,15 @@ pub struct PublicKey {
 impl Signer {
     /// Reads the key in a file, or makes one there on the first start.
     pub fn load_or_create(path: &Path) -> std::io::Result<Self> {
+        Self::read(path, ED25519_TYPE, PREFIX)
+    }
+
+    /// The same for a witness.
+    pub fn load_or_create_witness(path: &Path) -> std::io::Result<Self> {
+        Self::read(path, COSIGNATURE_TYPE, WITNESS)
+    }
+
+    fn read(path: &Path, kind: u8, prefix: &str) -> std::io::Result<Self> {
         if !path.exists() {
             secret_file::create(path, &hex(&rand::random::<[u8; 32]>()))?;
         }
@@ -71,15 +87,19 @@ impl Signer {
             std::io::Error::new(std::io::ErrorKind::InvalidData, why)
         };
         let seed = unhex(seed.expose_secret()).ok_or_else(refused)?;
-        Self::from_seed(&seed).ok_or_else(refused)
+        Self::named(&seed, kind, prefix).ok_or_else(refused)
     }
 
     /// The key of this seed (RFC 8032); `None` if the library will not have it.
     pub fn from_seed(seed: &Hash) -> Option<Self> {
+        Self::named(seed, ED25519_TYPE, PREFIX)
+    }
+
+    fn named(seed: &Hash, kind: u8, prefix: &str) -> Option<Self> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).ok()?;
         let key: Hash = pair.public_key().as_ref().try_into().ok()?;
-        let name = format!("{PREFIX}{}", &hex(&Sha256::digest(key))[..16]);
-        let public = PublicKey::new(name, key);
+        let name = format!("{prefix}{}", &hex(&Sha256::digest(key))[..16]);
+        let public = PublicKey::new(kind, name, key);
         Some(Self { pair, public })
     }
 
@@ -90,11 +110,21 @@ impl Signer {
 
     /// The signed note of a checkpoint.
     pub fn sign(&self, checkpoint: &Checkpoint) -> String {
-        let PublicKey { name, id, .. } = &self.public;
+        let name = &self.public.name;
         let text = format!("{name}\n{}\n{}\n", checkpoint.size, BASE64.encode(checkpoint.root));
         let signature = self.pair.sign(text.as_bytes());
-        let signed = BASE64.encode([id, signature.as_ref()].concat());
-        format!("{text}\n{DASH}{name} {signed}\n")
+        format!("{text}\n{}", self.public.line(signature.as_ref()))
+    }
+
+    /// A note with this witness' cosignature below the others, made at this time in Unix seconds; what is no note stays
+    /// as it is.
+    pub fn cosign(&self, note: &str, at: u64) -> String {
+        let Some((text, _)) = note.split_once("\n\n") else {
+            return note.to_owned();
+        };
+        let signature = self.pair.sign(cosigned(text, at).as_bytes());
+        let timed = [&at.to_be_bytes(), signature.as_ref()].concat();
+        format!("{note}{}", self.public.line(&timed))
     }
 }
 
@@ -105,28 +135,37 @@ impl fmt::Debug for Signer {
 }
 
 impl PublicKey {
-    fn new(name: String, key: Hash) -> Self {
+    fn new(kind: u8, name: String, key: Hash) -> Self {
         let digest = Sha256::new()
             .chain_update(&name)
-            .chain_update([b'\n', ED25519_TYPE])
+            .chain_update([b'\n', kind])
             .chain_update(key)
             .finalize();
         let id = [digest[0], digest[1], digest[2], digest[3]];
-        Self { name, id, key }
+        Self { kind, name, id, key }
     }
 
     /// Reads the form that `audit/journal.pub` holds.
     pub fn parse(text: &str) -> Result<Self, NoteError> {
+        Self::read(text, ED25519_TYPE)
+    }
+
+    /// Reads the form that `witness/witness.pub` holds.
+    pub fn parse_witness(text: &str) -> Result<Self, NoteError> {
+        Self::read(text, COSIGNATURE_TYPE)
+    }
+
+    fn read(text: &str, kind: u8) -> Result<Self, NoteError> {
         let mut parts = text.trim().splitn(3, '+');
         let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(NoteError::PublicKey);
         };
         let key = BASE64.decode(key).map_err(|_| NoteError::PublicKey)?;
         let key = match key.split_first() {
-            Some((&ED25519_TYPE, key)) => key.try_into().map_err(|_| NoteError::PublicKey)?,
+            Some((its, key)) if *its == kind => key.try_into().map_err(|_| NoteError::PublicKey)?,
             _ => return Err(NoteError::PublicKey),
         };
-        let read = Self::new(name.to_owned(), key);
+        let read = Self::new(kind, name.to_owned(), key);
         if name.is_empty() || hex(&read.id) != id {
             return Err(NoteError::PublicKey);
         }
@@ -162,28 +201,54 @@ impl PublicKey {
         if name != self.name || checkpoint.size.to_string() != size {
             return Err(NoteError::Unsigned(self.name.clone()));
         }
-        let signed = format!("{text}\n");
-        for line in signatures.lines() {
-            let signature = line
-                .strip_prefix(DASH)
-                .and_then(|line| line.split_once(' '))
-                .filter(|(name, _)| *name == self.name)
-                .and_then(|(_, signature)| BASE64.decode(signature).ok());
-            let Some(signature) = signature else { continue };
-            if let Some(signature) = signature.strip_prefix(&self.id) {
-                return UnparsedPublicKey::new(&ED25519, self.key)
-                    .verify(signed.as_bytes(), signature)
-                    .map(|()| checkpoint)
-                    .map_err(|_| NoteError::Forged);
-            }
-        }
-        Err(NoteError::Unsigned(self.name.clone()))
+        self.verify(&format!("{text}\n"), &self.signature(signatures)?)?;
+        Ok(checkpoint)
     }
+
+    /// When this witness cosigned a note, in Unix seconds.
+    pub fn saw(&self, note: &str) -> Result<u64, NoteError> {
+        let (text, signatures) = note
+            .split_once("\n\n")
+            .ok_or(NoteError::Shape("there is no signature"))?;
+        let timed = self.signature(signatures)?;
+        let (at, signature) = timed.split_first_chunk().ok_or(NoteError::Forged)?;
+        let at = u64::from_be_bytes(*at);
+        self.verify(&cosigned(text, at), signature)?;
+        Ok(at)
+    }
+
+    /// This key's signature among those of a note.
+    fn signature(&self, signatures: &str) -> Result<Vec<u8>, NoteError> {
+        let found = signatures.lines().find_map(|line| {
+            let (_, signature) = line
+                .strip_prefix(DASH)?
+                .split_once(' ')
+                .filter(|(name, _)| *name == self.name)?;
+            Some(BASE64.decode(signature).ok()?.strip_prefix(&self.id)?.to_vec())
+        });
+        found.ok_or_else(|| NoteError::Unsigned(self.name.clone()))
+    }
+
+    fn verify(&self, text: &str, signature: &[u8]) -> Result<(), NoteError> {
+        let key = UnparsedPublicKey::new(&ED25519, self.key);
+        key.verify(text.as_bytes(), signature).map_err(|_| NoteError::Forged)
+    }
+
+    /// The line of a note with a signature of this key's.
+    fn line(&self, signature: &[u8]) -> String {
+        let signed = BASE64.encode([&self.id, signature].concat());
+        format!("{DASH}{} {signed}\n", self.name)
+    }
+}
+
+/// What a witness signs of a note with this text, at this time in Unix seconds.
+fn cosigned(text: &str, at: u64) -> String {
+    format!("cosignature/v1\ntime {at}\n{text}\n")
 }
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = BASE64.encode([&[ED25519_TYPE][..], &self.key].concat());
+        let key = BASE64.encode([&[self.kind][..], &self.key].concat());
         write!(f, "{}+{}+{key}", self.name, hex(&self.id))
     }
 }
@@ -270,6 +335,29 @@ mod tests {
         for junk in ["", "a+b", "a+00000000+AAAA", "++"] {
             assert_eq!(PublicKey::parse(junk), Err(NoteError::PublicKey));
         }
+    }
+
+    #[test]
+    fn a_witness_signs_the_whole_note_and_the_time() {
+        let (ours, other) = (
+            Signer::named(&[5; 32], COSIGNATURE_TYPE, WITNESS).unwrap(),
+            Signer::named(&[6; 32], COSIGNATURE_TYPE, WITNESS).unwrap(),
+        );
+        let journal = signer(1);
+        let note = journal.sign(&Checkpoint { size: 7, root: [9; 32] });
+        let both = ours.cosign(&other.cosign(&note, 1), 1_795_000_000);
+        let key = PublicKey::parse_witness(&ours.public().to_string()).unwrap();
+        assert_eq!(key.saw(&both), Ok(1_795_000_000));
+        assert_eq!(other.public().saw(&both), Ok(1));
+        assert_eq!(journal.public().open(&both), journal.public().open(&note));
+        assert_eq!(split(&format!("{both}{both}")), (vec![&*both, &*both], ""));
+        assert!(matches!(key.saw(&note), Err(NoteError::Unsigned(_))));
+        for (from, to) in [("\n7\n", "\n8\n"), ("hive/audit", "hive/audio")] {
+            assert_eq!(key.saw(&both.replacen(from, to, 1)), Err(NoteError::Forged));
+        }
+        // Neither kind of key stands for the other.
+        assert!(PublicKey::parse(&key.to_string()).is_err());
+        assert!(PublicKey::parse_witness(&journal.public().to_string()).is_err());
     }
 
     #[test]

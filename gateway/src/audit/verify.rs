@@ -23,6 +23,8 @@ pub struct Inquiry<'a> {
     pub public_key: Option<&'a Path>,
     /// Checkpoints that were kept elsewhere.
     pub anchors: Option<&'a Path>,
+    /// The public key of the witness that must have signed each of them.
+    pub witness: Option<&'a Path>,
     /// The first record to look at; none: the first there is.
     pub from: Option<u64>,
     /// The last record to look at; none: the last there is.
@@ -189,7 +191,7 @@ impl Reader {
         let key = PublicKey::parse(&text).or_else(|error| unreadable(file, error))?;
         key.name().clone_into(&mut self.origin);
         if let Some(file) = inquiry.anchors {
-            self.anchors = anchors(file, &key)?;
+            self.anchors = anchors(file, &key, inquiry.witness)?;
         }
         let numbers = starting_at(folder, &numbers, inquiry.from);
         if numbers.is_empty() && self.anchors.is_empty() {
@@ -448,7 +450,12 @@ fn starting_at(folder: &Path, numbers: &[u64], from: Option<u64>) -> Vec<u64> {
 }
 
 /// The checkpoints in a file, the nearest last.
-fn anchors(file: &Path, key: &PublicKey) -> Found<Vec<Checkpoint>> {
+fn anchors(file: &Path, key: &PublicKey, witness: Option<&Path>) -> Found<Vec<Checkpoint>> {
+    let read = |file: &Path| {
+        let text = fs::read_to_string(file).or_else(|error| unreadable(file, error))?;
+        PublicKey::parse_witness(&text).or_else(|error| unreadable(file, error))
+    };
+    let witness = witness.map(read).transpose()?;
     let text = fs::read_to_string(file).or_else(|error| unreadable(file, error))?;
     let (notes, rest) = note::split(&text);
     if notes.is_empty() || !rest.trim().is_empty() {
@@ -456,7 +463,8 @@ fn anchors(file: &Path, key: &PublicKey) -> Found<Vec<Checkpoint>> {
     }
     let mut anchors = Vec::new();
     for note in notes {
-        match key.open(note) {
+        let seen = witness.as_ref().map_or(Ok(0), |witness| witness.saw(note));
+        match seen.and_then(|_| key.open(note)) {
             Ok(anchor) => anchors.push(anchor),
             Err(error) => {
                 return found(

@@ -119,6 +119,9 @@ pub struct Verify {
     /// Checkpoints that were kept elsewhere
     #[arg(long, value_name = "FILE")]
     pub anchors: Option<PathBuf>,
+    /// The witness' public key, witness/witness.pub of the machine that kept them, whose signature each must bear
+    #[arg(long, value_name = "FILE", requires = "anchors")]
+    pub witness: Option<PathBuf>,
     /// The public key [default: journal.pub in the folder]
     #[arg(long, value_name = "FILE")]
     pub pubkey: Option<PathBuf>,
@@ -129,6 +132,6 @@ pub struct Verify {
     #[arg(long, value_name = "N")]
     pub to: Option<u64>,
     /// Check one record's proof instead
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["anchors", "from", "to"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["anchors", "witness", "from", "to"])]
     pub proof: Option<PathBuf>,
 }

@@ -124,6 +124,7 @@ async fn verified(args: &Verify, config: &Config, output: &Output) -> Result<(),
         &Inquiry {
             public_key: args.pubkey.as_deref(),
             anchors: args.anchors.as_deref(),
+            witness: args.witness.as_deref(),
             from: args.from,
             to: args.to,
         },

@@ -224,10 +224,11 @@ fn with_the_record_off_there_is_none() {
 /// Needs Python's `cryptography`.
 #[cfg(feature = "system-tests")]
 mod both_verifiers {
-    use std::{path::PathBuf, process::Command, time::Duration};
+    use std::{path::PathBuf, time::Duration};
 
     use gateway::audit::{
         log::{Left, Limits, Log},
+        note::{self, Signer},
         record::{Event, Kind},
     };
 
@@ -424,5 +425,41 @@ mod both_verifiers {
             1
         );
         assert_eq!(in_python(&folder, &["--everything"]).0, 64);
+    }
+
+    #[test]
+    fn they_agree_on_which_anchors_a_witness_has_signed() {
+        let house = House::new();
+        let folder = journal(&house);
+        let anchors = fs::read_to_string(house.path("anchors")).unwrap();
+        let [witness, other] =
+            ["witness", "other"].map(|name| Signer::load_or_create_witness(&house.path(name)).unwrap());
+        let notes = note::split(&anchors).0;
+        let by = |signer: &Signer| -> String { notes.iter().map(|note| signer.cosign(note, 9)).collect() };
+        // Its signature of something else below each of them.
+        let something = witness.cosign("something\n\n", 9);
+        let line = &something["something\n\n".len()..];
+        let forged = notes.iter().map(|note| format!("{note}{line}")).collect();
+        let public = house.file("witness.pub", &witness.public().to_string());
+        for (what, text, code) in [
+            ("its own", by(&witness), 0),
+            ("another's and its own", by(&other) + &by(&witness), 1),
+            ("nobody's", anchors.clone(), 1),
+            ("forged", forged, 1),
+        ] {
+            let file = house.file("seen", &text);
+            let agreed = agree(what, &house, &folder, &["--anchors", &file, "--witness", &public]);
+            assert_eq!(agreed, code, "{what}");
+        }
+        let journals = folder.join("journal.pub");
+        let no_witness = [
+            "--anchors",
+            &house.file("seen", &anchors),
+            "--witness",
+            journals.to_str().unwrap(),
+        ];
+        assert_eq!(agree("no witness' key", &house, &folder, &no_witness), 4);
+        verify(&house, &folder, &["--witness", &public]).expect(64);
+        assert_eq!(in_python(&folder, &["--witness", &public]).0, 64);
     }
 }
