@@ -366,6 +366,41 @@ async fn only_a_trusted_key_speaks_for_other_people() {
 }
 
 #[tokio::test]
+async fn expired_segments_go_as_a_whole_and_what_is_left_verifies() {
+    let settings = [("audit.segment_bytes", "4096")];
+    let hive = Hive::with(&settings).await;
+    for _key in 0..30 {
+        hive.key(&["infer"]).await;
+    }
+    let segments = || {
+        let files = std::fs::read_dir(hive.home().join("audit")).unwrap().flatten();
+        files
+            .filter(|file| file.path().extension().is_some_and(|end| end == "jsonl"))
+            .count()
+    };
+    let before = segments();
+    assert!(before > 2, "{before}");
+    let prune = async |age: u64| {
+        let prune = hive.on_control("POST", "/control/v1/audit/prune");
+        Reply::to(prune.json(&json!({ "older_than_s": age })))
+            .await
+            .json()
+            .await
+    };
+    assert_eq!(prune(3600).await["first"], Value::Null);
+    let first = prune(0).await["first"].as_u64().unwrap();
+    assert!(first > 0 && segments() < before);
+    hive.key(&["infer"]).await;
+    let hive = hive.again(&settings).await;
+    let left = ends_intact(hive).await;
+    assert_eq!(left[0]["seq"], first);
+    assert!(
+        left.iter()
+            .any(|record| record["kind"] == "audit.prune" && record["first"] == first)
+    );
+}
+
+#[tokio::test]
 async fn an_auditors_key_reads_the_record_and_does_nothing_else() {
     let hive = Hive::start().await;
     let (_, auditor) = hive.key(&["audit:read"]).await;
