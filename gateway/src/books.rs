@@ -4,7 +4,7 @@
 //! batches; a request never waits for the database.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -127,6 +127,11 @@ impl Books {
     /// Requests that run or wait now.
     pub fn open_entries(&self) -> usize {
         self.lock().len()
+    }
+
+    /// The ids of requests that run or wait now.
+    pub fn open_ids(&self) -> HashSet<String> {
+        self.lock().keys().cloned().collect()
     }
 
     /// Waits until everything posted so far is in the database.

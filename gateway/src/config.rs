@@ -48,6 +48,9 @@ pub struct Args {
     /// Where checkpoints of the audit journal are kept, if the configuration names no place
     #[arg(long, value_name = "FILE")]
     pub anchor_file: Option<PathBuf>,
+    /// Take over from the gateway that starts this process; only a gateway says so
+    #[arg(long, hide = true)]
+    pub take_over: bool,
     /// Check the configuration, print nothing, exit 0 if it is good
     #[arg(long)]
     pub check: bool,
@@ -220,7 +223,17 @@ impl Default for Log {
     }
 }
 
+/// Where systemd wants to hear who serves (`sd_notify(3)`), if it started us.
+pub fn notify_socket() -> Option<std::ffi::OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
+}
+
 impl Args {
+    /// The sockets that this process was started with, if it is to take over; as `sd_listen_fds(3)` names them.
+    pub fn inherited(&self) -> Option<listenfd::ListenFd> {
+        self.take_over.then(listenfd::ListenFd::from_env)
+    }
+
     /// The state folder and every setting, from flags, environment and file.
     pub fn resolve(&self) -> Result<(PathBuf, Config), ConfigError> {
         let environment: Vec<(String, String)> = std::env::vars_os()

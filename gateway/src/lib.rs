@@ -28,6 +28,7 @@ pub mod shutdown;
 pub mod state;
 pub mod telemetry;
 pub mod tls;
+pub mod upgrade;
 
 /// Now, in Unix milliseconds; for records only, never for deciding who is alive.
 pub fn now_ms() -> i64 {

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     if let Err(error) = telemetry::init(&config.log) {
         return fail(2, &error);
     }
-    match run::run(home, config) {
+    match run::run(home, config, args.inherited()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error),
     }

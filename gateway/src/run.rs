@@ -3,45 +3,43 @@
 //! One thread with a runtime of its own per core serves the data plane, so that a request's two sockets live
 //! on one reactor; the control plane, the books and the registry's background work share another runtime.
 
+mod mark;
+mod open;
+
 use std::{
-    fs::{File, TryLockError},
+    ffi::OsStr,
     io,
     net::TcpListener,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::{
+        ffi::OsStrExt as _,
+        net::{SocketAddr, UnixDatagram},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use secrecy::ExposeSecret as _;
+use listenfd::ListenFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use wire::{GatewayRun, NewKey, ProcessMark, Scope};
 
+use self::{mark::RunMark, open::open};
 use crate::{
-    api::workers::restore_attached,
-    audit::{
-        evictions::Evictions,
-        recorder::{Recorder, RecorderError},
-    },
-    auth::{api_key, jwks::KeysError, jwt::Tokens, keyring::Keyring, pepper::Pepper, revoked::Revoked},
-    books::Books,
-    config::Config,
-    db::{self, DbError},
-    limits::{self, Meters},
-    metrics,
-    registry::{
-        members::{Event, Limits},
-        probe,
-        resolver::Resolver,
-    },
+    audit::{evictions::Evictions, recorder::RecorderError},
+    auth::jwks::KeysError,
+    config::{self, Config},
+    db::DbError,
+    registry::{members::Event, probe},
     relay::upstream::Upstream,
     router,
-    scheduler::{Dispatcher, QueueLimits},
-    secret_file,
-    server::{self, bind, serve},
-    shutdown::{Lifecycle, Signals},
-    state::{AppState, Credentials, Hive},
+    server::{self, Plane, bind, serve},
+    shutdown::Signals,
+    state::{AppState, Hive},
     tls::{Tls, TlsError},
+    upgrade::{
+        self, UpgradeError,
+        new::{Inheritance, Predecessor},
+        old::Successor,
+    },
 };
 
 /// Why the gateway could not run.
@@ -71,6 +69,9 @@ pub enum RunError {
     /// Connections to workers cannot be set up.
     #[error("cannot set up connections to workers")]
     Upstream(#[from] reqwest::Error),
+    /// What a running gateway hands over cannot be taken.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
     /// Metrics cannot be collected.
     #[error("cannot collect metrics")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
@@ -79,167 +80,196 @@ pub enum RunError {
     System(#[from] io::Error),
 }
 
-/// Runs until a signal, then drains.
-pub fn run(home: PathBuf, config: Config) -> Result<(), RunError> {
+/// Runs until a signal, then drains; or until a successor has taken over, then finishes. With `take_over` it takes over
+/// from the gateway that started it.
+pub fn run(home: PathBuf, config: Config, take_over: Option<ListenFd>) -> Result<(), RunError> {
     // What crashes leaves no core file with secrets, and no other process of the user reads our memory.
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_dumpable(false).map_err(io::Error::from)?;
-    let threads = match config.server.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    };
-    let data = bind(config.server.listen, threads).map_err(|e| RunError::Bind(config.server.listen, e, "--listen"))?;
-    let control =
-        bind(config.control.listen, 1).map_err(|e| RunError::Bind(config.control.listen, e, "--control-listen"))?;
-    let data_tls = open_tls(
-        "data",
-        config.server.tls_cert.as_deref(),
-        config.server.tls_key.as_deref(),
-    )?;
-    let control_tls = open_tls(
-        "control",
-        config.control.tls_cert.as_deref(),
-        config.control.tls_key.as_deref(),
-    )?;
+    let mut inheritance = take_over
+        .map(|sockets| Inheritance::receive(sockets, &config))
+        .transpose()?;
     let background = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     background.block_on(async {
-        // Before anybody can know that we run.
-        let signals = Signals::listen()?;
-        let hangup = signal(SignalKind::hangup())?;
-        let hive = Arc::new(open(home, config).await?);
-        let mark = RunMark::write(&hive.home, (&data[0], data_tls.is_some()), (&control[0], control_tls.is_some())).map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
-        let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
-        for (number, listener) in data.into_iter().enumerate() {
-            let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone())?);
-            data_thread(number, listener, data_tls.clone(), state, limits.clone())?;
+        let outcome = live(home, config, &mut inheritance).await;
+        if let (Err(error), Some(inheritance)) = (&outcome, &mut inheritance) {
+            inheritance.refuse(&crate::error::chain(error)).await;
         }
-        let state = AppState::new(hive.clone(), Upstream::new(&hive.config.relay, hive.resolver.clone())?);
-        let probes = tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone()));
-        let sweeps = tokio::spawn(sweep(hive.clone()));
-        let uses = tokio::spawn(note_uses(hive.clone()));
-        let fresh = tokio::spawn(keep_fresh(hive.clone(), hangup, data_tls, control_tls.clone()));
-        // It outlives the data plane's drain: workers that are not heard of any more would count as lost.
-        let control_lifecycle = Lifecycle::default();
-        for listener in control {
-            tokio::spawn(serve(listener, control_tls.clone(), router::control_plane(state.clone()), limits.clone(), control_lifecycle.clone()));
-        }
-        tracing::info!(data = mark.run.data_url, control = mark.run.control_url, threads, home = %hive.home.display(), "ready");
-        hive.lifecycle.run(&hive.config, signals).await;
-        control_lifecycle.end().await;
-        sweeps.abort();
-        probes.abort();
-        uses.abort();
-        fresh.abort();
-        // Only for the record: whoever looks at the key later.
-        let _ = hive.keyring.note_uses(&hive.db).await;
-        hive.books.flush().await;
-        hive.audit.close().await;
-        hive.db.close().await;
-        tracing::info!("stopped");
-        Ok(())
+        outcome
     })
 }
 
-/// Opens the state folder: database, keys, books, what earlier runs left.
-async fn open(home: PathBuf, config: Config) -> Result<Hive, RunError> {
-    let at_home = |error| RunError::Home(home.display().to_string(), error);
-    // Others have no business in it: the database names keys and models.
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&home)
-        .map_err(at_home)?;
-    let lock = lock(&home)?;
-    let keys = home.join("keys");
-    let pepper = Pepper::load_or_create(&keys).map_err(at_home)?;
-    let db = db::open(&home.join("hive.db")).await?;
-    let aborted = db::requests::abort_open(&db).await?;
-    if aborted > 0 {
-        tracing::warn!(
-            aborted,
-            "requests that ran when the gateway died were closed as aborted"
-        );
-    }
-    let audit = Recorder::open(&config, &home, &pepper, &db).await?;
-    let keyring = Keyring::load(pepper, &db).await?;
-    let tokens = Tokens::open(&config.jwt, Revoked::load(&db).await?)?;
-    // Where nobody could run the hive any more, whoever starts it may: the folder is theirs.
-    if keyring.is_empty() || tokens.is_none() && !keyring.has_operator(crate::now_ms()) {
-        let file = keys.join("admin");
-        let key = first_admin_key(&file, &keyring).map_err(at_home)?;
-        let first = NewKey {
-            name: "first admin key".into(),
-            scopes: vec![Scope::Admin],
-            ..NewKey::default()
-        };
-        let view = keyring.add(&db, &key, first, audit.acts.by(None)).await?;
-        tracing::info!(key = view.id, file = %file.display(), "the first admin key was written");
-    }
-    let queue = QueueLimits {
-        places_per_slot: config.scheduler.places_per_slot,
-        wait: config.scheduler.queue_timeout,
+async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritance>) -> Result<(), RunError> {
+    // Before anybody can know that we run.
+    let mut signals = Signals::listen()?;
+    let hangup = signal(SignalKind::hangup())?;
+    let mut upgrade = signal(SignalKind::user_defined2())?;
+    let (data, control) = match inheritance {
+        Some(inheritance) => inheritance.take_sockets(),
+        None => (
+            bind(config.server.listen, threads(&config))
+                .map_err(|e| RunError::Bind(config.server.listen, e, "--listen"))?,
+            bind(config.control.listen, 1).map_err(|e| RunError::Bind(config.control.listen, e, "--control-listen"))?,
+        ),
     };
-    let dispatcher = Arc::new(Dispatcher::new(
-        Limits {
-            silence: config.registry.silence_limit,
-            stall: config.relay.first_token_timeout,
-        },
-        queue,
-    ));
-    for (model, since_ms, facts) in db::models::all(&db).await? {
-        dispatcher.remember_model(model, since_ms, facts);
-    }
-    let credentials = Credentials::new(db::workers::credentials(&db).await?);
-    let lifecycle = Lifecycle::default();
-    let meters = Meters::new(db::requests::used(&db, limits::today()).await?);
-    let resolver = Arc::new(Resolver::new(config.registry.allowed_cidrs.clone()));
-    let hive = Hive {
-        config,
-        home,
-        books: Books::open(db.clone()),
-        db,
-        keyring,
-        tokens,
-        metrics: metrics::start()?,
-        audit,
-        meters: Arc::new(meters),
-        dispatcher,
-        credentials,
-        resolver,
-        lifecycle,
-        lock,
+    let (server, plane) = (&config.server, &config.control);
+    let data_tls = open_tls("data", server.tls_cert.as_deref(), server.tls_key.as_deref())?;
+    let control_tls = open_tls("control", plane.tls_cert.as_deref(), plane.tls_key.as_deref())?;
+    let hive = Arc::new(open(home, config, inheritance.as_mut()).await?);
+    let state = || {
+        Ok::<_, RunError>(AppState::new(
+            hive.clone(),
+            Upstream::new(&hive.config.relay, hive.resolver.clone())?,
+        ))
     };
-    restore_attached(&hive).await?;
-    Ok(hive)
-}
-
-/// Two gateways on one folder would close each other's books.
-fn lock(home: &Path) -> Result<File, RunError> {
-    let at_home = |error| RunError::Home(home.display().to_string(), error);
-    let folder = home.join("run");
-    std::fs::create_dir_all(&folder).map_err(at_home)?;
-    let file = File::create(folder.join("gateway.lock")).map_err(at_home)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(RunError::InUse(home.display().to_string())),
-        Err(TryLockError::Error(error)) => Err(at_home(error)),
+    let states = data.iter().map(|_| state()).collect::<Result<Vec<_>, _>>()?;
+    let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
+    let state = state()?;
+    let app = router::control_plane(state.clone());
+    // It outlives the data plane's drain: workers that are not heard of any more would count as lost.
+    let mut control = Plane::new(control, control_tls.clone(), app, limits.clone());
+    let predecessor = match inheritance.take() {
+        Some(inheritance) => Some(inheritance.settle(hive.clone()).await?),
+        None => None,
+    };
+    let mut mark = RunMark::write(
+        &hive.home,
+        (&data[0], data_tls.is_some()),
+        (&control.sockets()[0], control_tls.is_some()),
+    )
+    .map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
+    for ((number, state), listener) in states.into_iter().enumerate().zip(&data) {
+        data_thread(number, listener.try_clone()?, data_tls.clone(), state, limits.clone())?;
     }
-}
+    control.open()?;
+    let background = [
+        tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone())),
+        tokio::spawn(note_uses(hive.clone())),
+        tokio::spawn(keep_fresh(hive.clone(), hangup, data_tls, control_tls)),
+    ];
+    let sweeps = tokio::spawn(sweep(hive.clone()));
+    let (data_url, control_url) = (&mark.run().data_url, &mark.run().control_url);
+    tracing::info!(data = data_url, control = control_url, threads = data.len(), home = %hive.home.display(), "ready");
 
-/// The key in the file, if it is not one that was revoked, or a new one written there. The file comes first: a crash in
-/// between must not leave a key in the database that nobody holds.
-fn first_admin_key(file: &Path, keyring: &Keyring) -> io::Result<String> {
-    if let Ok(key) = secret_file::read(file)
-        && api_key::public_id(key.expose_secret()).is_some_and(|id| keyring.show(id).is_none())
+    if let Some(socket) = config::notify_socket()
+        && let Err(error) = tell_systemd(&socket)
     {
-        return Ok(key.expose_secret().to_owned());
+        tracing::warn!(cause = %error, "systemd could not be told that this process serves");
     }
-    let key = api_key::generate();
-    secret_file::create(file, &key)?;
-    Ok(key)
+    let successor = until_told(
+        &hive,
+        &data,
+        &mut control,
+        &mut mark,
+        &mut signals,
+        &mut upgrade,
+        predecessor.as_ref(),
+    )
+    .await;
+    // What we hold open would keep the ports open when our successor ends.
+    drop(data);
+    let rest = async {
+        if let Some(predecessor) = &predecessor {
+            predecessor.gone.cancelled().await;
+        }
+    };
+    match &successor {
+        None => {
+            hive.lifecycle.drain(&hive.config, &mut signals, rest).await;
+            control.close(Duration::ZERO).await;
+        }
+        Some(successor) => {
+            mark.leave();
+            control.shut();
+            sweeps.abort();
+            hive.dispatcher.hear_no_more();
+            let abandoned = successor.gone.cancelled();
+            hive.lifecycle.finish(&hive.config, &mut signals, rest, abandoned).await;
+        }
+    }
+    if let Some(predecessor) = predecessor {
+        predecessor.cut().await;
+    }
+    sweeps.abort();
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    // Only for the record: whoever looks at the key later.
+    let _ = hive.keyring.note_uses(&hive.db).await;
+    hive.books.flush().await;
+    hive.audit.close().await;
+    if let Some(successor) = successor {
+        successor.farewell().await;
+    }
+    hive.db.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits until we are to end; the successor, if one has taken over.
+async fn until_told(
+    hive: &Hive,
+    data: &[TcpListener],
+    control: &mut Plane,
+    mark: &mut RunMark,
+    signals: &mut Signals,
+    upgrade: &mut Signal,
+    predecessor: Option<&Predecessor>,
+) -> Option<Successor> {
+    let asked = async {
+        match predecessor {
+            Some(predecessor) => predecessor.asks.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut asked = std::pin::pin!(asked);
+    loop {
+        tokio::select! {
+            () = signals.next() => return None,
+            () = &mut asked => return None,
+            _ = upgrade.recv() => {}
+        }
+        tracing::info!("SIGUSR2: a new gateway is started to take over");
+        match upgrade::old::hand_over(hive, data, control).await {
+            Ok(successor) => {
+                tracing::info!(
+                    pid = successor.pid,
+                    "a new gateway has taken over; what runs here may finish"
+                );
+                // One that came meanwhile was meant for the gateway.
+                if futures_util::FutureExt::now_or_never(signals.next()).is_some() {
+                    successor.stop();
+                }
+                return Some(successor);
+            }
+            Err(error) => {
+                let why = crate::error::chain(&error);
+                tracing::error!(cause = why, "the upgrade failed; this gateway serves on");
+                mark.not_upgraded(why);
+            }
+        }
+    }
+}
+
+/// This process is the service from here on, and ready.
+fn tell_systemd(socket: &OsStr) -> io::Result<()> {
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
+        Some(name) => <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
+    };
+    let word = format!("MAINPID={}\nREADY=1", std::process::id());
+    UnixDatagram::unbound()?
+        .send_to_addr(word.as_bytes(), &address)
+        .map(drop)
+}
+
+fn threads(config: &Config) -> usize {
+    match config.server.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    }
 }
 
 fn data_thread(
@@ -320,60 +350,4 @@ async fn note_uses(hive: Arc<Hive>) {
             );
         }
     }
-}
-
-/// `run/gateway.json`, as long as the gateway runs.
-struct RunMark {
-    file: PathBuf,
-    run: GatewayRun,
-}
-
-impl RunMark {
-    /// Where each plane listens, and whether it speaks TLS.
-    fn write(home: &Path, data: (&TcpListener, bool), control: (&TcpListener, bool)) -> io::Result<Self> {
-        let url = |(listener, tls): (&TcpListener, bool)| {
-            let scheme = if tls { "https" } else { "http" };
-            Ok::<_, io::Error>(format!("{scheme}://{}", reachable(listener.local_addr()?)))
-        };
-        let process = ProcessMark {
-            pid: std::process::id(),
-            start: start_time().unwrap_or(0),
-        };
-        let run = GatewayRun {
-            process,
-            data_url: url(data)?,
-            control_url: url(control)?,
-        };
-        let folder = home.join("run");
-        std::fs::create_dir_all(&folder)?;
-        let file = folder.join("gateway.json");
-        let fresh = folder.join("gateway.json.new");
-        std::fs::write(&fresh, serde_json::to_vec(&run)?)?;
-        std::fs::rename(&fresh, &file)?;
-        Ok(Self { file, run })
-    }
-}
-
-impl Drop for RunMark {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file);
-    }
-}
-
-/// An address a program on this machine can connect to.
-fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            std::net::Ipv4Addr::LOCALHOST.into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    address
-}
-
-/// Field 22 of `/proc/self/stat` (proc(5)): when this process started, in clock ticks since boot.
-fn start_time() -> Option<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

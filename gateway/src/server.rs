@@ -20,7 +20,7 @@ use axum::{
     Router,
     body::Body,
     extract::Request,
-    http::{Uri, header, uri::PathAndQuery},
+    http::{HeaderValue, Uri, Version, header, uri::PathAndQuery},
 };
 use hyper::body::Incoming;
 use hyper_util::{
@@ -32,6 +32,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
 };
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use self::timed::{Busy, BusyBody, Clock, TimedIo};
@@ -41,6 +42,8 @@ use crate::{config, leftover::Shared, shutdown::Lifecycle, tls::Tls};
 const BACKLOG: i32 = 4096;
 /// What the kernel may hold for a client that does not read, in bytes; left to itself it takes megabytes.
 const SEND_BUFFER: usize = 64 * 1024;
+/// How long a connection on which nothing comes is kept once another process accepts.
+const LINGER: Duration = Duration::from_secs(7);
 
 /// The address a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +108,57 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpLi
         .collect()
 }
 
-/// Accepts connections until the program drains, each in a task of this thread.
+/// A plane that stops accepting, and begins again, without its sockets being closed.
+pub struct Plane {
+    sockets: Vec<std::net::TcpListener>,
+    tls: Option<Arc<Tls>>,
+    app: Router,
+    limits: Limits,
+    lifecycle: Lifecycle,
+}
+
+impl Plane {
+    /// One that is not open yet.
+    pub fn new(sockets: Vec<std::net::TcpListener>, tls: Option<Arc<Tls>>, app: Router, limits: Limits) -> Self {
+        Self {
+            sockets,
+            tls,
+            app,
+            limits,
+            lifecycle: Lifecycle::default(),
+        }
+    }
+
+    /// Where it listens.
+    pub fn sockets(&self) -> &[std::net::TcpListener] {
+        &self.sockets
+    }
+
+    /// Accepts from now on, on this runtime.
+    pub fn open(&mut self) -> io::Result<()> {
+        self.lifecycle = Lifecycle::default();
+        for socket in &self.sockets {
+            let (socket, tls, app) = (socket.try_clone()?, self.tls.clone(), self.app.clone());
+            tokio::spawn(serve(socket, tls, app, self.limits.clone(), self.lifecycle.clone()));
+        }
+        Ok(())
+    }
+
+    /// Gives its sockets up: they are another process's.
+    pub fn shut(&mut self) {
+        self.sockets.clear();
+    }
+
+    /// Accepts nothing more, and waits until all that runs has ended; what takes longer than this is cut.
+    pub async fn close(&self, patience: Duration) {
+        self.lifecycle.drain.cancel();
+        self.lifecycle.connections.close();
+        let _ = tokio::time::timeout(patience, self.lifecycle.connections.wait()).await;
+        self.lifecycle.end().await;
+    }
+}
+
+/// Accepts connections until the program drains or hands over, each in a task of this thread.
 pub async fn serve(
     listener: std::net::TcpListener,
     tls: Option<Arc<Tls>>,
@@ -117,7 +170,7 @@ pub async fn serve(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = lifecycle.drain.cancelled() => return Ok(()),
+            () = lifecycle.closed() => return Ok(()),
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -185,21 +238,32 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     lifecycle: Lifecycle,
 ) {
     let io = TokioIo::new(io);
+    let speaks_h2 = CancellationToken::new();
     let service = hyper::service::service_fn({
         let clock = clock.clone();
+        let (handed_over, speaks_h2) = (lifecycle.handed_over.clone(), speaks_h2.clone());
         let time = limits.body;
         move |request: hyper::Request<Incoming>| {
             let busy = Busy::begin(&clock);
             let (head, body) = request.into_parts();
             // One that waits for `100 Continue` sends nothing that nobody asked for.
             let waits = head.headers.contains_key(header::EXPECT);
+            let is_h2 = head.version == Version::HTTP_2;
+            if is_h2 {
+                speaks_h2.cancel();
+            }
+            let handed_over = handed_over.clone();
             let body = Shared::new(body);
             let mut request = Request::from_parts(head, Body::new(body.clone()));
             request.extensions_mut().insert(Peer(peer));
             normalise(request.uri_mut());
             let answer = app.clone().oneshot(request);
             async move {
-                let response = answer.await?;
+                let mut response = answer.await?;
+                if handed_over.is_cancelled() && !is_h2 {
+                    let headers = response.headers_mut();
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 if !waits && !response.status().is_success() {
                     body.swallow(time).await;
                 }
@@ -226,12 +290,31 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .keep_alive_interval(Duration::from_secs(60));
     let connection = builder.serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
-    let too_long = clock.watch(&limits);
+    let too_long = async {
+        // A client that keeps a connection may send its next request at any moment: it must not meet a closed door.
+        let lingered = async {
+            lifecycle.handed_over.cancelled().await;
+            tokio::time::sleep(LINGER).await;
+        };
+        tokio::select! {
+            () = clock.watch(&limits) => return,
+            () = lingered => {}
+        }
+        let idle = limits.idle.min(LINGER);
+        clock.watch(&Limits { idle, ..limits.clone() }).await;
+    };
+    let goodbye = async {
+        tokio::select! {
+            () = lifecycle.drain.cancelled() => {}
+            // Under HTTP/2 a client is told which of its requests came too late.
+            _ = futures_util::future::join(lifecycle.handed_over.cancelled(), speaks_h2.cancelled()) => {}
+        }
+    };
     let mut too_long = std::pin::pin!(too_long);
     tokio::select! {
         _ = connection.as_mut() => return,
         () = &mut too_long => return,
-        () = lifecycle.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = goodbye => connection.as_mut().graceful_shutdown(),
     }
     // Dropping a connection drops its requests, their upstream connections and their leases.
     tokio::select! {

@@ -1,4 +1,5 @@
-//! Going down: first *drain* (finish what runs, take nothing new), then *cut* (end what still runs).
+//! Going down: first *drain* (finish what runs, take nothing new), then *cut* (end what still runs). One who has *handed
+//! over* finishes what runs, too, but on connections that stay open takes what comes once more.
 //!
 //! It closes nothing itself: the accept loops, the relay and `/readyz` look here.
 
@@ -10,6 +11,8 @@ use crate::config::Config;
 /// Where the program is between running and gone.
 #[derive(Debug, Clone, Default)]
 pub struct Lifecycle {
+    /// Another process accepts from here on: what comes on open connections is served, and told that it is the last.
+    pub handed_over: CancellationToken,
     /// Readiness is false and listeners are closed from here on.
     pub drain: CancellationToken,
     /// Running answers end with an in-band error from here on.
@@ -34,7 +37,8 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => (),
             _ = self.interrupt.recv() => (),
@@ -43,21 +47,50 @@ impl Signals {
 }
 
 impl Lifecycle {
+    /// Waits until nothing is to be accepted any more.
+    pub async fn closed(&self) {
+        tokio::select! {
+            () = self.drain.cancelled() => (),
+            () = self.handed_over.cancelled() => (),
+        }
+    }
+
     /// Whether we are going down.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
 
-    /// Waits for a signal, then until all connections ended, the drain time is over or a second signal comes.
-    pub async fn run(&self, config: &Config, mut signals: Signals) {
-        signals.next().await;
-        tracing::info!(drain_s = config.server.drain_timeout.as_secs(), "draining");
+    /// Takes nothing new, and waits until all connections and `rest` have ended, the drain time is over or a signal comes.
+    pub async fn drain(&self, config: &Config, signals: &mut Signals, rest: impl Future<Output = ()>) {
+        let limit = config.server.drain_timeout;
+        tracing::info!(drain_s = limit.as_secs(), "draining");
         self.drain.cancel();
         self.connections.close();
         tokio::select! {
-            () = self.connections.wait() => return,
-            () = tokio::time::sleep(config.server.drain_timeout) => tracing::warn!("the drain time is over; running answers are cut"),
+            _ = futures_util::future::join(self.connections.wait(), rest) => return,
+            () = tokio::time::sleep(limit) => tracing::warn!("the drain time is over; running answers are cut"),
             () = signals.next() => tracing::warn!("a second signal; running answers are cut"),
+        }
+        self.end().await;
+    }
+
+    /// Lets a successor take what is new, and waits until all connections and `rest` have ended; after a signal, the drain
+    /// time or the end of the successor, not for long.
+    pub async fn finish(
+        &self,
+        config: &Config,
+        signals: &mut Signals,
+        rest: impl Future<Output = ()>,
+        abandoned: impl Future<Output = ()>,
+    ) {
+        self.handed_over.cancel();
+        self.connections.close();
+        let mut all = std::pin::pin!(futures_util::future::join(self.connections.wait(), rest));
+        tokio::select! {
+            _ = &mut all => return,
+            () = tokio::time::sleep(config.server.drain_timeout) => tracing::warn!("the drain time is over; running answers are cut"),
+            () = abandoned => tracing::warn!("the new gateway ends or is gone; running answers are cut"),
+            () = signals.next() => return self.drain(config, signals, async { let ((), ()) = all.await; }).await,
         }
         self.end().await;
     }

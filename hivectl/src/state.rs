@@ -374,6 +374,7 @@ mod tests {
             process: process::own(),
             data_url: "http://d".into(),
             control_url: "http://c".into(),
+            failed_upgrade: None,
         };
         write_json(&config.run().join("gateway.json"), &run).unwrap();
         assert_eq!(gateway(&config).as_ref(), Some(&run));

@@ -21,4 +21,16 @@ pub struct GatewayRun {
     pub data_url: String,
     /// Scheme, host and port of the control plane.
     pub control_url: String,
+    /// The latest upgrade that did not come to pass, if one was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_upgrade: Option<FailedUpgrade>,
+}
+
+/// Why a running gateway could not be upgraded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedUpgrade {
+    /// When that was known, in Unix milliseconds.
+    pub at_ms: i64,
+    /// Why; the running gateway serves on.
+    pub why: String,
 }

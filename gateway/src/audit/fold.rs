@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::record::{Actor, Event, Kind, Object, Outcome};
 
 /// How long refusals of one kind are counted together, in milliseconds.
@@ -12,7 +14,7 @@ pub const WINDOW_MS: i64 = 10_000;
 const KINDS: usize = 1024;
 
 /// One refused request.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Denial {
     /// The stable code of the error.
     pub code: String,

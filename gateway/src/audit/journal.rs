@@ -4,7 +4,9 @@
 //!
 //! ```text
 //!  writing ──write or fsync fails──▶ failing ──a write succeeds──▶ writing (the gap is recorded first)
-//!     └──told to stop──▶ the last counts, audit.stop, a checkpoint, gone
+//!     ├──told to stop──▶ the last counts, audit.stop, a checkpoint, gone
+//!     └──told to part──▶ parted: the log is closed, and who writes waits ──▶ writing again
+//!                                                                       └─▶ passing all on to a successor
 //! ```
 //!
 //! While it fails, `metadata` counts what is lost and the hive serves on; `eu-strict` keeps what has happened and
@@ -22,11 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use super::{
     fold::{Denial, Fold},
     log::Log,
+    parting::{Parted, Passed, Then},
     record::{Event, Kind, Outcome},
 };
 use crate::config::Mode;
@@ -51,7 +54,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[error("the audit journal cannot be written: {0}")]
 pub struct Unavailable(pub String);
 
-type Answer<T> = oneshot::Sender<Result<T, Unavailable>>;
+/// Where it is said whether something is on the disk.
+pub type Answer<T> = oneshot::Sender<Result<T, Unavailable>>;
 
 /// The way to the journal; cheap to clone. With the mode `off` it leads nowhere and costs nothing.
 #[derive(Debug, Clone)]
@@ -72,6 +76,8 @@ struct Shared {
     signed: AtomicU64,
     /// When the anchors last had all there was.
     anchored: Mutex<Option<Instant>>,
+    /// Another process has the log now.
+    passes_on: AtomicBool,
     writer: Mutex<Option<JoinHandle<Option<String>>>>,
 }
 
@@ -90,6 +96,7 @@ enum Message {
     Denied(Denial),
     Checkpoint(Answer<String>),
     Prune(i64, Answer<Option<u64>>),
+    Part(Answer<Parted>),
     Stop,
 }
 
@@ -120,6 +127,7 @@ impl Journal {
             lost: Loss::default(),
             unsigned_since: None,
             pruned: None,
+            parting: None,
         };
         // Before anybody is served: what is wrong with the disk is known from the first request on.
         writer.turn(true);
@@ -222,6 +230,16 @@ impl Journal {
         self.ask(|answer| Message::Prune(before_ms, answer)).await
     }
 
+    /// Writes and signs what has come, begins a new segment and closes the log, for another process to open it.
+    pub async fn part(&self) -> Result<Parted, Unavailable> {
+        self.ask(Message::Part).await
+    }
+
+    /// Whether another process has the log, and is given all that comes.
+    pub fn passes_on(&self) -> bool {
+        self.shared.passes_on.load(Ordering::Relaxed)
+    }
+
     /// Writes and signs what is left, and ends the writer; the last checkpoint, unless it could not be signed.
     pub fn stop(&self) -> Option<String> {
         let inbox = self.inbox.as_ref()?;
@@ -314,6 +332,8 @@ struct Writer {
     lost: Loss,
     unsigned_since: Option<Instant>,
     pruned: Option<Instant>,
+    /// Who wants it to part from its log.
+    parting: Option<Answer<Parted>>,
 }
 
 impl Writer {
@@ -329,12 +349,20 @@ impl Writer {
                 stop = self.take(message);
             }
             let now = crate::now_ms();
-            let until = if stop { i64::MAX } else { now };
+            let parting = self.parting.take();
+            let until = if stop || parting.is_some() { i64::MAX } else { now };
             self.kept.extend(self.fold.due(until));
             if stop {
                 self.kept.push_back(Event::now(Kind::Stop));
             }
-            self.turn(stop);
+            self.turn(stop || parting.is_some());
+            if let Some(answer) = parting.filter(|_| !stop) {
+                match self.part(answer, inbox) {
+                    Some(again) => self = again,
+                    None => return None,
+                }
+                continue;
+            }
             if stop {
                 return self
                     .log
@@ -344,6 +372,32 @@ impl Writer {
                     .filter(|_| !self.is_failing());
             }
             self.prune_when_due(now);
+        }
+    }
+
+    /// Closes the log, with nothing left to write, and waits; itself with a log again, or none if it has passed all on.
+    fn part(mut self, answer: Answer<Parted>, inbox: &Receiver<Message>) -> Option<Self> {
+        if self.is_failing() {
+            let _ = answer.send(Err(Unavailable("it fails already".into())));
+            return Some(self);
+        }
+        // What the successor reads before it can begin is then short.
+        if let Err(error) = self.log.rotate() {
+            let _ = answer.send(Err(Unavailable(error.to_string())));
+            return Some(self);
+        }
+        drop(self.log);
+        let (parted, decided) = Parted::new();
+        // If nobody takes the answer, nobody will decide.
+        let _ = answer.send(Ok(parted));
+        match decided.recv() {
+            Ok(Then::Resume(log)) => Some(Self { log: *log, ..self }),
+            Ok(Then::PassOn(to)) => {
+                self.shared.passes_on.store(true, Ordering::Relaxed);
+                pass_on(inbox, &to, &self.shared);
+                None
+            }
+            Err(_) => None,
         }
     }
 
@@ -370,6 +424,7 @@ impl Writer {
                 let done = self.prune(before_ms).map_err(|error| Unavailable(error.to_string()));
                 let _ = answer.send(done);
             }
+            Message::Part(answer) => self.parting = Some(answer),
             Message::Stop => return true,
         }
         false
@@ -504,5 +559,28 @@ impl Writer {
         let pruned = self.log.prune(before_ms);
         self.take_back(0);
         pruned
+    }
+}
+
+/// Gives all that comes to the log's new owner, until told to stop.
+fn pass_on(inbox: &Receiver<Message>, to: &UnboundedSender<Passed>, shared: &Shared) {
+    fn refuse<T>(answer: Answer<T>) -> bool {
+        answer
+            .send(Err(Unavailable("another process has it now".into())))
+            .is_ok()
+    }
+    for message in inbox {
+        let done = match message {
+            Message::Event(event) => to.send(Passed::Event(event)).is_ok(),
+            Message::Durable(event, answer) => to.send(Passed::Durable(event, answer)).is_ok(),
+            Message::Denied(denial) => to.send(Passed::Denied(denial)).is_ok(),
+            Message::Checkpoint(answer) => refuse(answer),
+            Message::Prune(_, answer) => refuse(answer),
+            Message::Part(answer) => refuse(answer),
+            Message::Stop => return,
+        };
+        if !done {
+            shared.lost_ever.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod fold;
 pub mod journal;
 pub mod log;
 pub mod note;
+pub mod parting;
 pub mod reading;
 pub mod record;
 pub mod recorder;

@@ -277,6 +277,20 @@ impl Event {
         }
     }
 
+    /// The end of a request of which this was the start and that nobody is left to end.
+    #[must_use]
+    pub fn aborted(self) -> Self {
+        Self {
+            at_ms: crate::now_ms(),
+            kind: Kind::RequestAborted,
+            outcome: Some(Outcome {
+                state: "aborted".into(),
+                code: None,
+            }),
+            ..self
+        }
+    }
+
     /// Done by the holder of this key.
     #[must_use]
     pub fn by(mut self, key_id: &str) -> Self {

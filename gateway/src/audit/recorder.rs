@@ -10,7 +10,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 use sqlx::SqlitePool;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc::UnboundedSender};
 
 use super::{
     acts::Acts,
@@ -18,8 +18,9 @@ use super::{
     fold::Denial,
     journal::{Journal, Unavailable},
     log::{Left, Limits, Log, LogError},
+    parting::{Parted, Passed},
     reading,
-    record::{Actor, Event, Kind, Outcome, Settings},
+    record::{Actor, Event, Kind, Settings},
     segment::PUBLIC_KEY,
     subjects::Subjects,
 };
@@ -59,26 +60,47 @@ pub struct Recorder {
     subjects: Option<Subjects>,
     anchors: Arc<Mutex<Anchors>>,
     folder: PathBuf,
+    reopening: Arc<Reopening>,
+}
+
+/// What it takes to open the log again.
+#[derive(Debug)]
+struct Reopening {
+    limits: Limits,
+    key: PathBuf,
 }
 
 impl Recorder {
-    /// Opens the journal in `home/audit`, and says in it what starts and what the last run left.
-    pub async fn open(config: &Config, home: &Path, pepper: &Pepper, db: &SqlitePool) -> Result<Self, RecorderError> {
+    /// Opens the journal in `home/audit`, and says in it what starts and what the last run left. The requests that still
+    /// run elsewhere, if `inherits`: their ends will come.
+    pub async fn open(
+        config: &Config,
+        home: &Path,
+        pepper: &Pepper,
+        db: &SqlitePool,
+        inherits: bool,
+    ) -> Result<(Self, Vec<Event>), RecorderError> {
         let settings = &config.audit;
         let folder = home.join("audit");
         let anchors = Arc::new(Mutex::new(Anchors::new(settings.clone())));
+        let reopening = Arc::new(Reopening {
+            limits: limits(config),
+            key: home.join("keys/audit"),
+        });
         if settings.mode == Mode::Off {
             tracing::warn!("the audit journal is off: nothing of what happens is recorded");
             if let Err(error) = say_off(config, home, &folder) {
                 tracing::warn!(cause = %error, "that the audit journal is off could not be recorded in it");
             }
-            return Ok(Self {
+            let recorder = Self {
                 journal: Journal::off(),
                 acts: Acts::off(),
                 subjects: None,
                 anchors,
                 folder,
-            });
+                reopening,
+            };
+            return Ok((recorder, Vec::new()));
         }
         let (log, mut left) = log(config, home, &folder)?;
         let waiting = db::outbox::all(db).await?;
@@ -86,6 +108,11 @@ impl Recorder {
             // It may have been recorded long ago, and never taken out of the outbox.
             left.acts = reading::acts(&folder)?;
         }
+        let running = if inherits {
+            std::mem::take(&mut left.open)
+        } else {
+            Vec::new()
+        };
         let first = first_records(config, &left);
         let journal = Journal::start(log, settings.mode, settings.retention, first)?;
         let subjects = Subjects::open(&home.join("subjects.db"), pepper.clone()).await?;
@@ -95,10 +122,11 @@ impl Recorder {
             subjects: Some(subjects),
             anchors,
             folder,
+            reopening,
         };
         recorder.anchor_from_now_on(config).await?;
         tracing::info!(mode = settings.mode.as_str(), "the audit journal is open");
-        Ok(recorder)
+        Ok((recorder, running))
     }
 
     async fn anchor_from_now_on(&self, config: &Config) -> Result<(), RecorderError> {
@@ -116,6 +144,9 @@ impl Recorder {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(interval).await;
+                if journal.passes_on() {
+                    return;
+                }
                 if let Err(why) = anchors.lock().await.keep(&journal).await {
                     tracing::error!(why, "the audit journal could not be anchored");
                 }
@@ -168,9 +199,49 @@ impl Recorder {
         Ok(actor)
     }
 
+    /// Closes the log, for another process to open it; none if nothing is recorded. No operator may act meanwhile.
+    pub async fn part(&self, db: &SqlitePool) -> Result<Option<Parted>, Unavailable> {
+        if !self.journal.is_on() {
+            return Ok(None);
+        }
+        self.acts.carried().await;
+        // What waits in the outbox must not be carried by two.
+        let waiting = db::outbox::all(db).await;
+        if !waiting.is_ok_and(|acts| acts.is_empty()) {
+            return Err(Unavailable("operator acts wait for it".into()));
+        }
+        self.journal.part().await.map(Some)
+    }
+
+    /// Takes the log back; records wait as long as it cannot be opened.
+    pub async fn resume(&self, parted: Option<Parted>) {
+        let Some(parted) = parted else { return };
+        loop {
+            let (folder, by) = (self.folder.clone(), self.reopening.clone());
+            let open = move || Log::open(&folder, &by.key, api_key::random(12), by.limits);
+            match tokio::task::spawn_blocking(open).await {
+                Ok(Ok((log, _))) => return parted.resume(log),
+                Ok(Err(error)) => {
+                    tracing::error!(cause = %error, "the audit journal cannot be taken back; trying again");
+                }
+                Err(_) => return,
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Gives all records from here on to somebody who takes them to the log's new owner.
+    pub fn pass_on(parted: Option<Parted>, to: UnboundedSender<Passed>) {
+        if let Some(parted) = parted {
+            parted.pass_on(to);
+        }
+    }
+
     /// Writes, signs and anchors all that is left, and ends the writer.
     pub async fn close(&self) {
-        self.acts.carried().await;
+        if !self.journal.passes_on() {
+            self.acts.carried().await;
+        }
         let journal = self.journal.clone();
         let last = tokio::task::spawn_blocking(move || journal.stop()).await;
         let anchors = self.anchors.lock().await;
@@ -187,11 +258,14 @@ impl Recorder {
 }
 
 fn log(config: &Config, home: &Path, folder: &Path) -> Result<(Log, Left), LogError> {
-    let limits = Limits {
+    Log::open(folder, &home.join("keys/audit"), api_key::random(12), limits(config))
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
         bytes: config.audit.segment_bytes,
         age: config.audit.segment_age,
-    };
-    Log::open(folder, &home.join("keys/audit"), api_key::random(12), limits)
+    }
 }
 
 /// The last word of a journal that was kept until now: from here on it is not.
@@ -232,14 +306,6 @@ fn first_records(config: &Config, left: &Left) -> Vec<Event> {
         event.cfg = Some(settings);
         events.push(event);
     }
-    events.extend(left.open.iter().map(|started| Event {
-        at_ms: crate::now_ms(),
-        kind: Kind::RequestAborted,
-        outcome: Some(Outcome {
-            state: "aborted".into(),
-            code: None,
-        }),
-        ..started.clone()
-    }));
+    events.extend(left.open.iter().cloned().map(Event::aborted));
     events
 }

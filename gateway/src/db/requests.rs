@@ -47,6 +47,27 @@ pub async fn abort_open(db: &SqlitePool) -> Result<u64, DbError> {
     Ok(done.rows_affected())
 }
 
+/// The ids of what is open.
+pub async fn open_ids(db: &SqlitePool) -> Result<Vec<String>, DbError> {
+    let rows = sqlx::query("SELECT id FROM requests WHERE state IN ('queued', 'running')")
+        .fetch_all(db)
+        .await?;
+    rows.iter()
+        .map(|row| row.try_get("id").map_err(DbError::from))
+        .collect()
+}
+
+/// Closes one request if it is still open: the gateway that ran it died.
+pub async fn abort(db: &SqlitePool, id: &str) -> Result<(), DbError> {
+    sqlx::query(
+        "UPDATE requests SET state = 'aborted', error = 'gateway_died' WHERE id = $1 AND state IN ('queued', 'running')",
+    )
+    .bind(id)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// The latest requests, the newest first.
 pub async fn latest(db: &SqlitePool, limit: u32) -> Result<Vec<RequestView>, DbError> {
     let rows = sqlx::query("SELECT * FROM requests ORDER BY started_at_ms DESC, id DESC LIMIT $1")

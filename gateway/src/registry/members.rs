@@ -2,6 +2,8 @@
 //!
 //! It never does I/O, never reads a clock and never believes a worker's: silence is counted here.
 
+mod handed;
+
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -9,8 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use wire::{Labels, ModelFacts, ModelName, WorkerId, WorkerKind, WorkerState, WorkerView};
 
+pub use self::handed::Handed;
 use super::health::Health;
 /// How long a silent worker is still shown as lost.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -31,7 +35,8 @@ pub struct Target {
 }
 
 /// A bearer token that no log shows.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Bearer(pub String);
 
 impl std::fmt::Debug for Bearer {
@@ -266,6 +271,11 @@ impl Members {
                 self.ejections += 1;
             }
         }
+    }
+
+    /// From here on nobody is heard: that a worker is silent says nothing any more.
+    pub fn hear_no_more(&mut self) {
+        self.limits.silence = Duration::from_secs(u32::MAX.into());
     }
 
     /// How often workers were ejected since the start.

@@ -232,6 +232,11 @@ impl<A> Fleet<A> {
         &self.members
     }
 
+    /// From here on nobody is heard: that a worker is silent says nothing any more.
+    pub fn hear_no_more(&mut self) {
+        self.members.hear_no_more();
+    }
+
     /// All workers as the control plane shows them, by id.
     pub fn workers(&self, now: Instant) -> Vec<WorkerView> {
         let mut views: Vec<_> = self.members.iter().filter_map(|m| self.members.view(m, now)).collect();

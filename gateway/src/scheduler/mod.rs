@@ -29,7 +29,7 @@ use self::{
     trace::{Trace, Traces},
 };
 use crate::metrics;
-use crate::registry::members::{Event, Limits, Outcome, Refused, Target};
+use crate::registry::members::{Event, Handed, Limits, Outcome, Refused, Target};
 
 /// How requests wait.
 #[derive(Debug, Clone, Copy)]
@@ -285,6 +285,21 @@ impl Dispatcher {
     /// How often workers were ejected since the start.
     pub fn ejections(&self) -> u64 {
         self.lock().members().ejections()
+    }
+
+    /// All workers, for a successor.
+    pub fn hand(&self) -> Vec<Handed> {
+        let now = Instant::now();
+        self.lock()
+            .members()
+            .iter()
+            .map(|member| Handed::of(member, now))
+            .collect()
+    }
+
+    /// From here on nobody is heard: heartbeats go to the successor.
+    pub fn hear_no_more(&self) {
+        self.lock().hear_no_more();
     }
 
     /// The places where workers of this kind are called.

@@ -16,7 +16,7 @@ use crate::{
 const STRICT: &str = "eu-strict";
 
 /// All records in the state folder, in their order.
-fn records(home: &Path) -> Vec<Value> {
+pub fn records(home: &Path) -> Vec<Value> {
     let mut files: Vec<_> = std::fs::read_dir(home.join("audit"))
         .unwrap()
         .map(|file| file.unwrap().path())
@@ -43,7 +43,7 @@ async fn recorded(hive: &Hive, what: &str, wanted: impl Fn(&Value) -> bool) -> V
     eventually(what, async || records(hive.home()).into_iter().find(&wanted)).await
 }
 
-fn verified(home: &Path) -> Report {
+pub fn verified(home: &Path) -> Report {
     verify(&home.join("audit"), &Inquiry::default())
 }
 

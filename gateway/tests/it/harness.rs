@@ -62,6 +62,16 @@ impl Hive {
         Self::started(home, program).await
     }
 
+    /// A gateway that systemd seems to have started, which wants to hear on this socket who serves.
+    pub async fn as_a_service(socket: &Path) -> Self {
+        let home = new_home();
+        let listen = format!("{}:0", own_address());
+        let flags = ["--listen", &listen, "--control-listen", &listen];
+        let notify = format!("NOTIFY_SOCKET={}", socket.display());
+        let program = Program::start_by(&["/usr/bin/env", &notify], home.path(), &flags, &[]);
+        Self::started(home, program).await
+    }
+
     /// Keeps files from growing, or lets them grow again.
     pub fn fill_disk(&self, full: bool) {
         self.limit(if full {

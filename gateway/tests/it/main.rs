@@ -61,3 +61,4 @@ mod strays;
 mod streaming;
 mod tidy;
 mod tls;
+mod upgrade;
