@@ -58,6 +58,8 @@ pub enum Command {
     Up(Box<Up>),
     /// Stop everything of this hive that runs on this machine
     Down(Down),
+    /// Put the gateway's new program in place of the running one, without a failed request
+    Upgrade,
     /// Say what runs
     Status,
     /// Check this machine for what a hive needs

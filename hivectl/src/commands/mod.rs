@@ -14,6 +14,7 @@ pub mod supervise;
 pub mod there;
 pub mod token;
 pub mod up;
+pub mod upgrade;
 pub mod usage;
 pub mod worker;
 
@@ -59,6 +60,7 @@ async fn dispatch(command: Command, config: &Config, output: &Output) -> Result<
             Ok(())
         }
         Command::Down(args) => interruptible(down::run(&args, config, output)).await,
+        Command::Upgrade => interruptible(upgrade::run(config, output)).await,
         Command::Status => interruptible(status::run(config, output)).await,
         Command::Doctor => interruptible(doctor::run(config, output)).await,
         Command::Models { place, command } => match there::route(place, config)? {

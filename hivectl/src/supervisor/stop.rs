@@ -26,8 +26,8 @@ pub async fn everything(
 ) -> Result<bool, Failure> {
     let mut enough = std::pin::pin!(enough.fuse());
     let mut gateways: Vec<ProcessMark> = state::gateway(config).map(|run| run.process).into_iter().collect();
+    // One that was upgraded comes last: it ends with its successor.
     gateways.extend(state::supervisor(config).and_then(|run| run.gateway));
-    gateways.sort_by_key(|gateway| gateway.pid);
     gateways.dedup();
     gateways.retain(process::is_alive);
 

@@ -57,6 +57,11 @@ async fn tend_gateway(config: &Config, plan: &Plan, mut gateway: Running, tell: 
     let (mut backoff, mut began) = (Backoff::default(), Instant::now());
     let mut how = gateway.ended().await;
     loop {
+        if let Some(mut successor) = successor(config, tell) {
+            began = Instant::now();
+            how = successor.ended().await;
+            continue;
+        }
         let wait = backoff.after(began.elapsed(), rand::random());
         tell(Event::Note(format!(
             "the gateway is gone: {how}; it is started again in {} ms",
@@ -72,6 +77,19 @@ async fn tend_gateway(config: &Config, plan: &Plan, mut gateway: Running, tell: 
             Err(failure) => failure.in_one_line(),
         };
     }
+}
+
+/// The gateway that has taken over from the one that ended, if one has.
+fn successor(config: &Config, tell: &impl Fn(Event)) -> Option<Running> {
+    let run = state::gateway(config)?;
+    let pid = run.process.pid;
+    tell(Event::Note(format!(
+        "the gateway was upgraded: process {pid} serves now"
+    )));
+    if let Err(failure) = state::update_supervisor(config, |supervisor| supervisor.gateway = Some(run.process)) {
+        tell(Event::Note(failure.in_one_line()));
+    }
+    Some(Running::adopted(run.process, config.logs().join("gateway.log")))
 }
 
 async fn tend_worker(

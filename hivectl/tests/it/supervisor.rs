@@ -41,6 +41,46 @@ fn a_killed_gateway_comes_back_where_it_was() {
 }
 
 #[test]
+fn an_upgraded_gateway_is_followed_tended_and_taken_down() {
+    let house = House::new();
+    assert!(house.run(&["upgrade"]).expect(1).stderr.contains("no gateway runs"));
+    let first = house.up(&[]).stdout;
+    let worker = house.ready("scripted-0", None);
+    let pid = || house.json(&["status"])["gateway"]["pid"].as_u64().unwrap();
+    let before = pid();
+    let told = house.json(&["upgrade"]);
+    let after = pid();
+    assert_eq!((&told["old_pid"], &told["new_pid"]), (&before.into(), &after.into()));
+    assert_ne!(before, after);
+    assert_eq!(house.up(&[]).stdout, first);
+    assert_eq!(house.ready("scripted-0", None), worker);
+
+    let settings = house.file("home/config.toml", "[server]\nlisen = 1\n");
+    let refused = house.run(&["upgrade"]).expect(1).stderr;
+    assert!(
+        refused.contains("was not upgraded") && refused.contains("exit status: 2"),
+        "{refused}"
+    );
+    std::fs::remove_file(settings).unwrap();
+    assert_eq!(pid(), after);
+
+    eventually("the supervisor follows it", || {
+        let log = std::fs::read_to_string(house.home().join("logs/supervisor.log")).unwrap();
+        log.contains("the gateway was upgraded").then_some(())
+    });
+    kill(after, Signal::SIGKILL);
+    eventually("the gateway is back", || {
+        let status: serde_json::Value = serde_json::from_str(&house.run(&["status", "--json"]).stdout).ok()?;
+        (status["gateway"]["ready"] == true).then_some(())
+    });
+    house.ready("scripted-0", None);
+    // While the old one still finishes, both are taken down.
+    house.json(&["upgrade"]);
+    house.run(&["down"]).expect(0);
+    house.is_empty();
+}
+
+#[test]
 fn an_up_after_the_supervisor_was_killed_keeps_what_runs_and_tends_it() {
     let house = House::new();
     let first = house.up(&[]).stdout;
