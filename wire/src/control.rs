@@ -46,6 +46,9 @@ pub struct WorkerView {
     pub slots: u32,
     /// How many of ours it holds now.
     pub in_flight: u32,
+    /// Slots more that are taken: their requests are cancelled, and the engine cannot let go of them yet.
+    #[serde(default)]
+    pub still_busy: u32,
     /// Tokens those are expected to take.
     #[serde(default)]
     pub outstanding_tokens: u64,

@@ -106,6 +106,8 @@ pub enum Verdict {
     Passed,
     /// All its slots were taken.
     Busy,
+    /// Its last slots are cancelled, still busy: their clients have left, and its engine cannot let go yet.
+    StillBusy,
     /// It is tried with one request after it was ejected, and has that one.
     OnTrial,
     /// It failed too often and gets nothing for a while.
@@ -135,6 +137,7 @@ impl Verdict {
             Self::Chosen => "chosen",
             Self::Passed => "another was better",
             Self::Busy => "all slots taken",
+            Self::StillBusy => "cancelled, still busy",
             Self::OnTrial => "on trial after an ejection",
             Self::Ejected => "ejected",
             Self::Tried => "had failed it",

@@ -172,6 +172,12 @@ pub struct Heartbeat {
     pub message: Option<String>,
     /// Requests it holds now.
     pub in_flight: u32,
+    /// Those among them whose clients have left, and which the engine cannot let go of yet: cancelled, still busy.
+    #[serde(default)]
+    pub still_busy: u32,
+    /// Requests that the engine has let go of since its start, however they ended.
+    #[serde(default)]
+    pub requests_ended: u64,
     /// Tokens generated in all since its start.
     #[serde(default)]
     pub tokens_generated: u64,

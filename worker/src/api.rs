@@ -32,7 +32,8 @@ use tokio::net::TcpListener;
 use wire::{CHALLENGE_PATH, ChallengeAnswer, EPOCH_HEADER, PROMPT_TOKENS_HEADER, REQUEST_HEADER, WorkerState};
 
 use crate::{
-    engine::{Engine, EngineError, Event, FinishReason, Prepared, Slot, Usage},
+    engine::{Engine, EngineError, Event, FinishReason, Prepared, Usage},
+    slots::Slot,
     state::{Worker, hex, random_hex},
 };
 use answer::{Echo, Giving, Head, Telling};
@@ -147,13 +148,13 @@ async fn prepare<T>(
             Refusal::of(error, &worker.model, param)
         }),
         // Preparing may have to wait for a prefill; no use, where there is no slot afterwards.
-        () = worker.stays_full() => Err(Refusal::Busy),
+        () = worker.slots.stay_full() => Err(Refusal::Busy),
     }
 }
 
 /// A place at the engine; none while all are taken, or once the worker leaves.
 async fn take_slot(worker: &Worker) -> Result<Slot, Refusal> {
-    let slot = worker.take_slot().await.ok_or(Refusal::Busy)?;
+    let slot = worker.slots.take().await.ok_or(Refusal::Busy)?;
     // It may have been told to stop while this request was being prepared.
     match worker.state() {
         WorkerState::Ready => Ok(slot),
@@ -182,6 +183,7 @@ async fn answer(
     }
     let prompt_tokens = prompts.iter().map(Prepared::prompt_tokens).sum();
     let slot = take_slot(worker).await?;
+    let client = slot.client();
     let echoes = match form {
         Form::Text { echo: true } => tokio::select! {
             echoes = echoes(engine, &prompts, &slot) => echoes.map_err(|error| Refusal::of(error, &worker.model, param))?,
@@ -212,7 +214,7 @@ async fn answer(
         }
     }));
     drop(slot);
-    let giving = Giving::new(worker.clone(), &telling);
+    let giving = Giving::new(worker.clone(), client, &telling);
     let mut response = if stream {
         answer::stream(telling, choices, giving)
     } else {
@@ -300,10 +302,12 @@ async fn healthz(State(worker): State<Arc<Worker>>) -> Json<impl Serialize> {
     struct Health {
         state: &'static str,
         in_flight: u32,
+        still_busy: u32,
     }
     Json(Health {
         state: worker.state().as_str(),
-        in_flight: worker.in_flight(),
+        in_flight: worker.slots.in_flight(),
+        still_busy: worker.slots.still_busy(),
     })
 }
 

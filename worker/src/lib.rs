@@ -1,8 +1,8 @@
 //! `hive-worker`: one process, one model, one engine.
 //!
 //! The story, in reading order: [`config`] reads the knobs; [`membership`] lives the life (`joining` → `member` →
-//! `leaving`); [`api`] answers the gateway, and nobody else, in OpenAI's words; [`engine`] does the work; [`state`]
-//! is what they share. A worker never chooses its requests, never calls anyone but its gateway, keeps no record of
+//! `leaving`); [`api`] answers the gateway, and nobody else, in OpenAI's words; [`engine`] does the work in one of
+//! the [`slots`]; [`state`] is what they share. A worker never chooses its requests, never calls anyone but its gateway, keeps no record of
 //! prompts or answers, and holds its credential in memory only.
 
 mod api;
@@ -10,6 +10,7 @@ mod config;
 mod engine;
 mod error;
 mod membership;
+mod slots;
 mod state;
 mod telemetry;
 
@@ -72,7 +73,7 @@ async fn live(config: Config) -> Result<(), Error> {
         None => format!("http://{}", listener.local_addr().map_err(bind)?),
     };
     let worker = Arc::new(state::Worker::new(&config, url)?);
-    tracing::info!(id = %worker.id, model = %worker.model, url = worker.url, slots = worker.slots, "listening");
+    tracing::info!(id = %worker.id, model = %worker.model, url = worker.url, slots = worker.slots.most(), "listening");
     let server = tokio::spawn(api::serve(listener, worker.clone()));
     let end = membership::live(&config, &worker).await;
     worker.close.cancel();

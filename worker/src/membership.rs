@@ -181,7 +181,7 @@ async fn member(
 /// Takes nothing new, lets running answers end, and at the deadline ends them with a word.
 async fn leaving(config: &Config, worker: &Worker, ending: &Ending, signals: &mut Signals) -> Result<(), Error> {
     let reason = ending.reason();
-    tracing::info!(reason, in_flight = worker.in_flight(), "leaving");
+    tracing::info!(reason, in_flight = worker.slots.in_flight(), "leaving");
     worker.enter(WorkerState::Draining, Some(reason));
     worker.answers.close();
     let patience = match ending {

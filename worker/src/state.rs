@@ -1,24 +1,24 @@
 //! What the rooms of a worker share: who it is, where it stands, its slots and its counters. No room's logic.
 
 use std::{
-    future::Future,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rand::Rng;
 use secrecy::SecretString;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wire::{Labels, ModelFacts, ModelName, WorkerId, WorkerState};
 
 use crate::{
     Error,
     config::{Config, read_secret},
-    engine::{Engine, Slot},
+    engine::Engine,
+    slots::Slots,
 };
 
 /// One worker.
@@ -33,8 +33,8 @@ pub struct Worker {
     pub url: String,
     /// The bearer every dispatch must show.
     pub dispatch_token: SecretString,
-    /// How many requests it takes at once.
-    pub slots: u32,
+    /// The places for requests, of which it takes so many at once.
+    pub slots: Slots,
     /// What an operator calls it.
     pub labels: Labels,
     /// How much more than its speed says the gateway is to give it.
@@ -57,7 +57,6 @@ pub struct Worker {
     pub close: CancellationToken,
     /// Why only a new process can go on, once it is so.
     pub broken: watch::Sender<Option<String>>,
-    free: Arc<Semaphore>,
 }
 
 /// Where a worker stands, and what it is doing.
@@ -99,14 +98,13 @@ impl Worker {
             message: None,
             progress: None,
         };
-        let slots = config.engine.slots();
         Ok(Self {
             id,
             model: config.engine.model.clone(),
             device,
             url,
             dispatch_token,
-            slots,
+            slots: Slots::new(config.engine.slots()),
             labels: config.membership.labels.iter().cloned().collect(),
             weight: config.membership.weight,
             started: SystemTime::now()
@@ -121,7 +119,6 @@ impl Worker {
             stop: CancellationToken::new(),
             close: CancellationToken::new(),
             broken: watch::Sender::new(None),
-            free: Arc::new(Semaphore::new(slots as usize)),
         })
     }
 
@@ -157,31 +154,6 @@ impl Worker {
     /// What is known about the model; nothing before it is loaded.
     pub fn facts(&self) -> ModelFacts {
         self.engine.get().map(|engine| engine.facts()).unwrap_or_default()
-    }
-
-    /// Takes a slot. Waits a moment for one whose client has just left: the engine lets go at the next token.
-    pub fn take_slot(&self) -> impl Future<Output = Option<Slot>> + Send + use<> {
-        let free = self.free.clone();
-        async move {
-            let permit = tokio::time::timeout(Duration::from_secs(1), free.acquire_owned()).await;
-            permit.ok()?.ok().map(Slot::from)
-        }
-    }
-
-    /// Ends when all slots are taken a second from now, or any number of seconds.
-    pub async fn stays_full(&self) {
-        loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            if self.free.available_permits() == 0 {
-                return;
-            }
-        }
-    }
-
-    /// Requests the engine works on now.
-    pub fn in_flight(&self) -> u32 {
-        self.slots
-            .saturating_sub(u32::try_from(self.free.available_permits()).unwrap_or(u32::MAX))
     }
 
     /// Counts a generated token.

@@ -80,6 +80,8 @@ pub struct Member {
     pub weight: f32,
     /// Leases on it now; only claims and releases change it.
     pub in_flight: u32,
+    /// Slots that nobody leases and that are taken all the same, as the worker tells it: cancelled, still busy.
+    pub still_busy: u32,
     /// Tokens that those leases were expected to take.
     pub outstanding: u64,
     /// Tokens per second of one answer, as we have seen them come; a moving mean.
@@ -92,12 +94,12 @@ pub struct Member {
     work: Progress,
 }
 
-/// Whether a worker that holds requests generates anything: alive means progress.
+/// Whether a worker that holds requests gets anywhere: alive means progress.
 #[derive(Debug, Clone, Copy)]
 struct Progress {
-    /// Tokens it had generated in all.
-    tokens: u64,
-    /// Since when it holds requests and has generated no more than that.
+    /// Tokens it had generated in all, and requests its engine had let go of.
+    done: (u64, u64),
+    /// Since when it holds requests and has done no more than that.
     stuck_since: Option<Instant>,
 }
 
@@ -162,7 +164,7 @@ pub enum Refused {
 pub struct Limits {
     /// Silence after which a worker counts as lost.
     pub silence: Duration,
-    /// How long a worker may hold requests without generating a token before it is suspect.
+    /// How long a worker may hold requests without a token or an end before it is suspect.
     pub stall: Duration,
 }
 
@@ -343,6 +345,7 @@ impl Members {
             host: member.host.clone(),
             slots: member.slots,
             in_flight: member.in_flight,
+            still_busy: member.still_busy,
             outstanding_tokens: member.outstanding,
             epoch: member.target.epoch,
             kind: member.target.kind,
@@ -380,6 +383,7 @@ impl Member {
             labels: Labels::new(),
             weight: 1.0,
             in_flight: 0,
+            still_busy: 0,
             outstanding: 0,
             pace: None,
             last_chosen: 0,
@@ -387,7 +391,7 @@ impl Member {
             drain_wanted: false,
             health: Health::default(),
             work: Progress {
-                tokens: 0,
+                done: (0, 0),
                 stuck_since: None,
             },
         }
@@ -430,7 +434,7 @@ impl Member {
         self.health.is_ejected(now)
     }
 
-    /// Whether it has held requests for longer than this without generating a token.
+    /// Whether it has held requests for longer than this without a token or an end.
     fn is_stuck(&self, stall: Duration, now: Instant) -> bool {
         let since = self.work.stuck_since;
         since.is_some_and(|since| now.saturating_duration_since(since) > stall)
@@ -442,9 +446,10 @@ impl Member {
 
     fn hear(&mut self, beat: wire::Heartbeat, now: Instant) {
         self.last_seen = now;
-        let goes_on = beat.tokens_generated != self.work.tokens;
+        let done = (beat.tokens_generated, beat.requests_ended);
+        let goes_on = done != self.work.done;
         self.work = Progress {
-            tokens: beat.tokens_generated,
+            done,
             stuck_since: self
                 .work
                 .stuck_since
@@ -452,6 +457,7 @@ impl Member {
                 .or(Some(now))
                 .filter(|_| beat.in_flight > 0),
         };
+        self.still_busy = beat.still_busy;
         self.reported = beat.state;
         self.progress = beat.progress;
         self.message = beat.message;

@@ -25,6 +25,8 @@ pub(super) fn beat(epoch: i64) -> wire::Heartbeat {
         progress: None,
         message: None,
         in_flight: 0,
+        still_busy: 0,
+        requests_ended: 0,
         tokens_generated: 0,
         tokens_per_second: None,
         memory_bytes: None,
@@ -225,6 +227,26 @@ fn a_worker_that_holds_requests_and_generates_nothing_is_suspect() {
     assert_eq!(say(1, 8, 5), WorkerState::Ready, "a token");
     assert_eq!(say(1, 8, 121), WorkerState::Suspect);
     assert_eq!(say(0, 8, 5), WorkerState::Ready, "all given up");
+}
+
+#[test]
+fn requests_that_end_are_progress_too() {
+    let (mut members, mut now) = with(&["a"]);
+    let mut say = |ended| {
+        now += Duration::from_secs(100);
+        let beat = wire::Heartbeat {
+            in_flight: 2,
+            requests_ended: ended,
+            ..beat(1)
+        };
+        members.apply(Event::Beat("a".parse().unwrap(), beat), now).unwrap();
+        state(&members, "a", now)
+    };
+    assert!(
+        (0..5).all(|ended| say(ended) == WorkerState::Ready),
+        "cancelled prefills, each 100 s"
+    );
+    assert_eq!((say(4), say(4)), (WorkerState::Ready, WorkerState::Suspect));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{
     mend::Mender,
     refusal::mend_json,
     sse::Decoder,
-    upstream::{Failure, content_type},
+    upstream::{Failure, Patience, content_type},
 };
 use crate::{error::chain, registry::members::Target};
 
@@ -63,7 +63,13 @@ pub struct Answer {
 
 impl Reply for Answer {
     /// The answer, once its first event is there.
-    async fn read(response: reqwest::Response, call: &Call, target: &Target, id: &str) -> Result<Self, Failure> {
+    async fn read(
+        response: reqwest::Response,
+        call: &Call,
+        target: &Target,
+        id: &str,
+        mut patience: Patience,
+    ) -> Result<Self, Failure> {
         let attached = target.kind == WorkerKind::Attached;
         let mut answer = Self {
             response: None,
@@ -79,12 +85,19 @@ impl Reply for Answer {
         if kind.starts_with("text/event-stream") {
             answer.response = Some(response);
         } else if attached && kind.starts_with("application/json") {
-            let piece = read_all(response, LARGEST_PIECE).await?;
+            let piece = patience.with(read_all(response, LARGEST_PIECE)).await?;
             answer.take_in_one_piece(&piece).map_err(|loss| Failure::Bad(loss.0))?;
         } else {
             return Err(Failure::Bad(format!("it answered {kind} instead of an event stream")));
         }
-        answer.fill().await.map_err(|loss| Failure::Lost(loss.0))?;
+        while answer.awaits() {
+            let more = async { answer.more().await.map_err(|loss| Failure::Lost(loss.0)) };
+            patience.with(more).await?;
+            // What our own worker says before its first event is that others have their turn, and its engine gets on.
+            if !attached {
+                patience.renew();
+            }
+        }
         if let Some(loss) = answer.broken {
             // The client has nothing yet, so another worker may still do better.
             return Err(Failure::Lost(loss.0));
@@ -103,23 +116,34 @@ impl Reply for Answer {
 impl Answer {
     /// Waits until an event is ready or the answer has ended; nothing is lost if the wait is given up.
     pub async fn fill(&mut self) -> Result<(), Loss> {
-        while self.ready.is_empty() && !self.ended {
-            if let Some(loss) = self.broken.take() {
-                return Err(loss);
-            }
-            let Some(response) = &mut self.response else {
-                return self.at_end_of_body();
-            };
-            match response.chunk().await {
-                Ok(Some(bytes)) => {
-                    self.decoder.feed(&bytes);
-                    self.broken = self.decode().err();
-                }
-                Ok(None) => self.at_end_of_body()?,
-                Err(error) => return Err(Loss(chain(&error))),
-            }
+        while self.awaits() {
+            self.more().await?;
         }
         Ok(())
+    }
+
+    /// Whether nothing is there, and something is to come.
+    fn awaits(&self) -> bool {
+        self.ready.is_empty() && !self.ended
+    }
+
+    /// Takes in what comes next, events or not.
+    async fn more(&mut self) -> Result<(), Loss> {
+        if let Some(loss) = self.broken.take() {
+            return Err(loss);
+        }
+        let Some(response) = &mut self.response else {
+            return self.at_end_of_body();
+        };
+        match response.chunk().await {
+            Ok(Some(bytes)) => {
+                self.decoder.feed(&bytes);
+                self.broken = self.decode().err();
+                Ok(())
+            }
+            Ok(None) => self.at_end_of_body(),
+            Err(error) => Err(Loss(chain(&error))),
+        }
     }
 
     /// The next event that is there already; after [`Event::Done`] or [`Event::Error`] there is none.

@@ -10,7 +10,7 @@ use wire::{
 
 use super::{
     Call, Reply, mend, refusal,
-    upstream::{Failure, content_type},
+    upstream::{Failure, Patience, content_type},
 };
 use crate::registry::members::Target;
 
@@ -33,13 +33,19 @@ struct Counted {
 }
 
 impl Reply for Embedded {
-    async fn read(response: reqwest::Response, call: &Call, target: &Target, _: &str) -> Result<Self, Failure> {
+    async fn read(
+        response: reqwest::Response,
+        call: &Call,
+        target: &Target,
+        _: &str,
+        patience: Patience,
+    ) -> Result<Self, Failure> {
         debug_assert_eq!(call.kind, Kind::Embeddings);
         let kind = content_type(&response);
         if !kind.starts_with("application/json") {
             return Err(Failure::Bad(format!("it answered {kind} instead of JSON")));
         }
-        let mut json = read_all(response, LARGEST).await?;
+        let mut json = patience.with(read_all(response, LARGEST)).await?;
         if target.kind == WorkerKind::Attached {
             let value: Value = serde_json::from_slice(&json).map_err(|error| no_json(&error))?;
             let mended = mend::embeddings(value, &call.model, encoding(call)).map_err(Failure::Bad)?;

@@ -26,7 +26,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use wire::{ModelName, RequestState, WorkerId, openai::parameters::Kind};
 
-use self::{aggregate::Uncollected, embedded::Embedded, upstream::Failure};
+use self::{
+    aggregate::Uncollected,
+    embedded::Embedded,
+    upstream::{Failure, Patience},
+};
 use crate::{
     books::Entry,
     error::ApiError,
@@ -73,12 +77,13 @@ pub struct Call {
 
 /// What a worker answers, as far as it must have come before the worker is believed.
 trait Reply: Sized + Send {
-    /// Reads a response of status 200.
+    /// Reads a response of status 200, with so much patience for what must come first.
     fn read(
         response: reqwest::Response,
         call: &Call,
         target: &Target,
         id: &str,
+        patience: Patience,
     ) -> impl Future<Output = Result<Self, Failure>> + Send;
 }
 
@@ -348,18 +353,13 @@ fn no_room(call: &Call) -> ApiError {
 }
 
 async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<R, Failure> {
-    let limit = state.config.relay.first_token_timeout;
-    let opening = async {
-        let response = state.upstream.send(lease.target(), call, entry.id()).await?;
-        let prompt = response
-            .headers()
-            .get(wire::PROMPT_TOKENS_HEADER)
-            .and_then(|v| v.to_str().ok()?.parse().ok());
-        entry.tokens(prompt, None);
-        R::read(response, call, lease.target(), entry.id()).await
-    };
-    match tokio::time::timeout(limit, opening).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure::Silent(limit)),
-    }
+    let patience = Patience::new(state.config.relay.first_token_timeout);
+    let sent = state.upstream.send(lease.target(), call, entry.id());
+    let response = patience.with(sent).await?;
+    let prompt = response
+        .headers()
+        .get(wire::PROMPT_TOKENS_HEADER)
+        .and_then(|v| v.to_str().ok()?.parse().ok());
+    entry.tokens(prompt, None);
+    R::read(response, call, lease.target(), entry.id(), patience).await
 }

@@ -13,6 +13,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use tokio::time::Instant;
 use wire::{ErrorBody, WorkerKind, openai::parameters::Kind};
 
 use super::{Call, refusal};
@@ -72,6 +73,32 @@ impl Failure {
             Self::Busy => "all slots are taken",
             Self::Client(_, body) => &body.message,
         }
+    }
+}
+
+/// How long a worker may be silent before its first event.
+#[derive(Debug)]
+pub struct Patience {
+    limit: Duration,
+    ends: Instant,
+}
+
+impl Patience {
+    /// So much of it, from now on.
+    pub fn new(limit: Duration) -> Self {
+        let ends = Instant::now() + limit;
+        Self { limit, ends }
+    }
+
+    /// The worker was heard of: all of it again.
+    pub fn renew(&mut self) {
+        self.ends = Instant::now() + self.limit;
+    }
+
+    /// What comes of some work, while there is patience left.
+    pub async fn with<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let done = tokio::time::timeout_at(self.ends, work).await;
+        done.unwrap_or(Err(Failure::Silent(self.limit)))
     }
 }
 

@@ -87,7 +87,7 @@ pub fn choose(members: &Members, need: &Need<'_>, now: Instant) -> Choice {
                     home = Some((score, member));
                 }
             }
-            Verdict::Busy | Verdict::OnTrial => slots += member.slots,
+            Verdict::Busy | Verdict::StillBusy | Verdict::OnTrial => slots += member.slots,
             Verdict::Loading => loading = true,
             _ => {}
         }
@@ -174,7 +174,13 @@ impl<'a> Fleet<'a> {
             Standing::Ejected => (0, Verdict::Ejected),
             Standing::Closed(state) => (0, closed(state)),
         };
-        if member.in_flight < most { Ok(()) } else { Err(full) }
+        if member.in_flight >= most {
+            Err(full)
+        } else if member.in_flight.saturating_add(member.still_busy) >= member.slots {
+            Err(Verdict::StillBusy)
+        } else {
+            Ok(())
+        }
     }
 
     /// What is to be made of a worker; [`Verdict::Passed`] if it could take the request.

@@ -63,6 +63,8 @@ fn heard(members: &mut Members, id: &str, now: Instant) {
         progress: None,
         message: None,
         in_flight: 0,
+        still_busy: 0,
+        requests_ended: 0,
         tokens_generated: 0,
         tokens_per_second: None,
         memory_bytes: None,
@@ -193,6 +195,17 @@ fn a_silent_or_broken_worker_is_not_chosen() {
     let broken = Event::Ended("a".parse().unwrap(), 1, Outcome::Broken, None);
     members.apply(broken, now).unwrap();
     assert_eq!(pick(&members, &[], now), "Nobody");
+}
+
+#[test]
+fn a_slot_that_is_cancelled_still_busy_is_as_good_as_taken() {
+    let (mut members, now) = fleet(&[("a", 2, 1, Ready)]);
+    assert_eq!(pick(&members, &[], now), "a");
+    member(&mut members, "a").still_busy = 1;
+    assert_eq!(pick(&members, &[], now), "Busy { slots: 2 }");
+    assert!(!has_room(&members, &"m".parse().unwrap(), now));
+    member(&mut members, "a").in_flight = 0;
+    assert_eq!(pick(&members, &[], now), "a");
 }
 
 #[test]

@@ -500,6 +500,8 @@ pub(super) fn beat(epoch: i64) -> wire::Heartbeat {
         progress: None,
         message: None,
         in_flight: 0,
+        still_busy: 0,
+        requests_ended: 0,
         tokens_generated: 0,
         tokens_per_second: None,
         memory_bytes: None,

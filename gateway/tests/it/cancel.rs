@@ -116,6 +116,47 @@ async fn a_client_that_leaves_the_queue_never_reaches_a_worker() {
 }
 
 #[tokio::test]
+async fn a_slot_that_is_cancelled_still_busy_is_shown_and_not_used() {
+    let hive = Hive::start().await;
+    let worker = hive.worker("a").join().await;
+    worker.says(|beat| (beat.in_flight, beat.still_busy) = (1, 1));
+    let still_busy = async |id: &str| {
+        eventually("its slot is still busy", async || {
+            (hive.worker_view(id).await["still_busy"] == 1).then_some(())
+        })
+        .await;
+    };
+    still_busy("a").await;
+    let view = hive.worker_view("a").await;
+    assert_eq!((&view["state"], &view["in_flight"]), (&json!("ready"), &json!(0)));
+    let waiting = hive.chat("m").spawn();
+    settled(&hive, "queued").await;
+    // Another worker takes it, and the explanation tells why the first did not.
+    let other = hive.worker("b").join().await;
+    let reply = waiting.await.unwrap();
+    assert_eq!((reply.status, reply.header("x-hive-worker")), (200, other.id()));
+    let path = format!("/control/v1/requests/{}/explain", reply.header("x-request-id"));
+    let told = Reply::to(hive.on_control("GET", &path)).await.json().await;
+    let candidates = told["decision"]["attempts"][0]["candidates"]
+        .as_array()
+        .unwrap()
+        .clone();
+    assert!(
+        candidates
+            .iter()
+            .any(|c| c["worker"] == "a" && c["verdict"] == "still_busy"),
+        "{candidates:?}"
+    );
+    other.says(|beat| (beat.in_flight, beat.still_busy) = (1, 1));
+    still_busy("b").await;
+    let waiting = hive.chat("m").spawn();
+    settled(&hive, "queued").await;
+    worker.says(|beat| (beat.in_flight, beat.still_busy) = (0, 0));
+    assert_eq!(waiting.await.unwrap().header("x-hive-worker"), "a");
+    assert_eq!(worker.server.calls(), 1);
+}
+
+#[tokio::test]
 async fn an_operator_can_cancel_a_request_wherever_it_is() {
     let hive = Hive::start().await;
     let worker = hive.worker("a").script([Script::begins(&["a"]).hang()]).join().await;

@@ -18,6 +18,8 @@ pub enum Step {
     Chunk(Vec<u8>),
     /// Waits until the test lets it go on.
     Wait(Gate),
+    /// Writes a comment every so often until the test lets it go on.
+    Murmur(Duration, Gate),
     /// Writes a token every so often until nobody listens.
     Babble(Duration, String),
     /// Closes the connection with FIN.
@@ -151,6 +153,11 @@ impl Script {
     /// Waits for the test.
     pub fn wait(self, gate: &Gate) -> Self {
         self.step(Step::Wait(gate.clone()))
+    }
+
+    /// Comments, until the test lets it go on.
+    pub fn murmur(self, every: Duration, gate: &Gate) -> Self {
+        self.step(Step::Murmur(every, gate.clone()))
     }
 
     /// Tokens without an end.

@@ -148,7 +148,7 @@ impl Server {
         self.shared.calls.borrow().len()
     }
 
-    /// How many tokens it has babbled.
+    /// How many tokens it has babbled, and comments murmured.
     pub fn babbled(&self) -> usize {
         self.shared.babbled.load(Ordering::SeqCst)
     }
@@ -332,6 +332,17 @@ async fn play(
             Step::Wait(gate) => tokio::select! {
                 () = gate.passed() => Ok(()),
                 gone = left(stream) => Err(gone),
+            },
+            Step::Murmur(every, gate) => loop {
+                if let Err(error) = stream.write_all(&framed(b": waiting for the engine\n\n")).await {
+                    break Err(error);
+                }
+                shared.babbled.fetch_add(1, Ordering::SeqCst);
+                tokio::select! {
+                    () = tokio::time::sleep(every) => {}
+                    () = gate.passed() => break Ok(()),
+                    gone = left(stream) => break Err(gone),
+                }
             },
             Step::Babble(every, token) => {
                 let event = framed(format!("data: {}\n\n", chunk(&json!({ "content": token }), None)).as_bytes());

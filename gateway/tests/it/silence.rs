@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Sse, text_of},
-    harness::Hive,
-    script::{Gate, Script},
+    client::{Reply, Sse, text_of},
+    harness::{Hive, eventually},
+    script::{Gate, Script, chunk},
+    server::Server,
 };
 
 fn is_ping(sse: Option<&Sse>) -> bool {
@@ -87,6 +88,37 @@ async fn a_worker_that_stalls_in_the_middle_is_an_error_event() {
     worker.server.call(0).await.gone().await;
     hive.until_in_flight("a", 0).await;
     hive.chat("m").send().await.refused(502, "worker_failed").await;
+}
+
+#[tokio::test]
+async fn waiting_for_the_engines_turn_is_no_silence_of_our_own_worker() {
+    let hive = Hive::with(&[("relay.first_token_timeout", "1s")]).await;
+    let gate = Gate::new();
+    let waits = Script::stream()
+        .murmur(Duration::from_millis(200), &gate)
+        .event(&chunk(&json!({"role": "assistant", "content": "at last"}), None))
+        .ends(1);
+    let worker = hive.worker("a").script([waits]).join().await;
+    let waiting = hive.chat("m").spawn();
+    eventually("twice the first token's time has passed", async || {
+        (worker.server.babbled() >= 10).then_some(())
+    })
+    .await;
+    gate.open();
+    let answer = waiting.await.unwrap().json().await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "at last");
+    assert_eq!(worker.server.calls(), 1);
+}
+
+#[tokio::test]
+async fn comments_of_an_attached_server_prove_nothing() {
+    let hive = Hive::with(&[("relay.first_token_timeout", "1s")]).await;
+    let murmurs = Script::stream().murmur(Duration::from_millis(200), &Gate::new());
+    let server = Server::to_attach(&["x"], None, vec![murmurs]).await;
+    let attach = hive.on_control("POST", "/control/v1/workers");
+    let attached = Reply::to(attach.json(&json!({"url": server.url()}))).await;
+    assert_eq!(attached.status, 201);
+    hive.chat("x").send().await.refused(502, "worker_failed").await;
 }
 
 #[tokio::test]

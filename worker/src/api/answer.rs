@@ -32,8 +32,12 @@ use super::{
 };
 use crate::{
     engine::{self, Engine, Event, Fault, FinishReason, Piece, TokenLogprob, Usage},
+    slots::Client,
     state::{Worker, random_hex},
 };
+
+/// Said instead of a first event, while others have their turn at an engine that gets on.
+const WAITING: &[u8] = b": waiting for the engine\n\n";
 
 /// What all chunks of an answer have in common.
 #[derive(Debug, Clone)]
@@ -159,6 +163,7 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
                 gathered[i].reason = Some(reason);
                 completion += usage.completion;
             }
+            Said::Event(_, Event::Waiting) => {}
             Said::Event(_, Event::Failed(reason)) => return Err(Refusal::Failed(reason)),
             Said::Ended(i) if gathered[i].reason.is_some() => {}
             Said::Event(_, Event::Fault(_)) | Said::Ended(_) | Said::Nothing => return Err(lost()),
@@ -252,12 +257,13 @@ pub struct Giving {
     outcome: &'static str,
     began: Instant,
     first: Option<Instant>,
+    _client: Client,
     _present: TaskTrackerToken,
 }
 
 impl Giving {
-    /// An answer begins.
-    pub fn new(worker: Arc<Worker>, telling: &Telling) -> Self {
+    /// An answer begins for this client.
+    pub fn new(worker: Arc<Worker>, client: Client, telling: &Telling) -> Self {
         let present = worker.answers.token();
         Self {
             worker,
@@ -269,6 +275,7 @@ impl Giving {
             outcome: "cancelled",
             began: Instant::now(),
             first: None,
+            _client: client,
             _present: present,
         }
     }
@@ -308,6 +315,7 @@ impl Giving {
                 tracing::error!(id = self.id, reason, "the engine failed");
             }
             Event::Fault(_) => self.outcome = "failed",
+            Event::Waiting => {}
         }
         Said::Event(i, event)
     }
@@ -398,6 +406,8 @@ impl Writer {
                     self.end();
                 }
             }
+            Event::Waiting if self.phase == Phase::New => self.push(Bytes::from_static(WAITING)),
+            Event::Waiting => {}
             Event::Failed(reason) => self.fail("engine_failed", &format!("The engine failed: {reason}")),
             Event::Fault(Fault::Bytes(bytes)) => self.push(bytes),
             Event::Fault(Fault::NoDone) => self.lacks_done = true,

@@ -60,6 +60,7 @@ pub async fn embed(
     let tokens = prepare(&worker, "input", engine.prepare_embedding(asked.inputs)).await?;
     let prompt_tokens = u32::try_from(tokens.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
     let slot = take_slot(&worker).await?;
+    let _client = slot.client();
     let _present = worker.answers.token();
     let vectors = tokio::select! {
         vectors = engine.embed(tokens, slot) => vectors.map_err(|error| Refusal::of(error, &worker.model, "input"))?,

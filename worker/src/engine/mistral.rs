@@ -34,7 +34,7 @@ use mistralrs::{
         MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig, Pipeline, ReasoningEffort,
     },
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use wire::{Capabilities, EngineName, ModelFacts, openai::Input};
 
 use super::{
@@ -46,6 +46,7 @@ use super::{
     sampling::Sampler,
     text::Answer,
     tools::{self, Dialect},
+    turns::{Turn, Turns},
 };
 use crate::config::Device;
 
@@ -160,7 +161,6 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         },
     };
     let without_paging = metadata.cache_config.is_none();
-    let turns = without_paging.then(|| Arc::new(Semaphore::new(1)));
     let builder = MistralRsBuilder::new(pipeline.clone(), scheduler, false, None).with_no_prefix_cache(without_paging);
     let runner = tokio::runtime::Handle::current().block_on(builder.build());
     Ok(Mistral {
@@ -170,7 +170,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         facts,
         fingerprint,
         context,
-        turns,
+        turns: Turns::new(without_paging),
     })
 }
 
@@ -296,8 +296,8 @@ struct Mistral {
     facts: ModelFacts,
     fingerprint: String,
     context: u32,
-    /// One permit, where the engine cannot take two requests at once.
-    turns: Option<Arc<Semaphore>>,
+    /// One at a time, where the engine cannot take two requests at once.
+    turns: Turns,
 }
 
 /// What a model that answers in words needs.
@@ -322,7 +322,7 @@ impl Engine for Mistral {
 
     /// The engine keeps prompts where it has paged attention, and does not say how much of them it used.
     fn cached_tokens(&self) -> Option<u32> {
-        self.turns.as_ref().map(|_| 0)
+        self.turns.is_one_at_a_time().then_some(0)
     }
 
     fn prepare(&self, request: Request) -> BoxFuture<'_, Result<Prepared, EngineError>> {
@@ -351,19 +351,15 @@ impl Engine for Mistral {
 
     fn generate(&self, prepared: Prepared, slot: Slot) -> BoxStream<'static, Event> {
         let engine = self.clone();
-        let run = async move {
-            let held = (slot, engine.turn().await);
-            match engine.start(&prepared, held) {
-                Ok(run) => stream::unfold(run, |mut run| async {
-                    let events = run.next().await?;
-                    Some((stream::iter(events), run))
-                })
-                .flatten()
-                .boxed(),
-                Err(reason) => stream::iter([Event::Failed(reason)]).boxed(),
-            }
-        };
-        run.flatten_stream().boxed()
+        self.turns.begin(move |turn| match engine.start(&prepared, slot, turn) {
+            Ok(run) => stream::unfold(run, |mut run| async {
+                let events = run.next().await?;
+                Some((stream::iter(events), run))
+            })
+            .flatten()
+            .boxed(),
+            Err(reason) => stream::iter([Event::Failed(reason)]).boxed(),
+        })
     }
 
     fn likelihoods(&self, prepared: &Prepared, slot: Slot) -> BoxFuture<'_, Result<Vec<TokenLogprob>, EngineError>> {
@@ -413,25 +409,13 @@ impl Engine for Mistral {
 
     fn embed(&self, inputs: Vec<Vec<u32>>, slot: Slot) -> BoxFuture<'_, Result<Vec<Vec<f32>>, EngineError>> {
         async move {
-            let _held = (slot, self.turn().await);
+            let held = Arc::new((slot, self.turns.clone().take().await));
             let mut vectors = Vec::with_capacity(inputs.len());
             for prompt in inputs {
-                let (response, mut responses) = mpsc::channel(8);
-                let message = RequestMessage::EmbeddingTokens { prompt };
-                let request = NormalRequest::new_simple(message, SamplingParams::neutral(), response, 0, None, None);
-                self.send(request).map_err(EngineError::Failed)?;
-                let vector = loop {
-                    match responses.recv().await {
-                        Some(Response::Embeddings { embeddings, .. }) => break embeddings,
-                        Some(other) => {
-                            if let Some(reason) = reason(other) {
-                                return Err(EngineError::Failed(reason));
-                            }
-                        }
-                        None => return Err(EngineError::Failed("it lost the request".to_owned())),
-                    }
-                };
-                vectors.push(vector);
+                // A task of its own: whoever leaves meanwhile, the engine is taken until it has answered.
+                let vector = tokio::spawn(self.clone().vector(prompt, held.clone()));
+                let vector = vector.await.unwrap_or_else(|panic| Err(panic_text(panic)));
+                vectors.push(vector.map_err(EngineError::Failed)?);
             }
             Ok(vectors)
         }
@@ -457,9 +441,19 @@ impl Mistral {
         }
     }
 
-    /// Waits for the engine to be free, where it takes one request at a time.
-    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        self.turns.clone()?.acquire_owned().await.ok()
+    /// The vector of one input.
+    async fn vector(self, prompt: Vec<u32>, _held: Arc<(Slot, Turn)>) -> Result<Vec<f32>, String> {
+        let (response, mut responses) = mpsc::channel(8);
+        let message = RequestMessage::EmbeddingTokens { prompt };
+        let request = NormalRequest::new_simple(message, SamplingParams::neutral(), response, 0, None, None);
+        self.send(request)?;
+        while let Some(response) = responses.recv().await {
+            match response {
+                Response::Embeddings { embeddings, .. } => return Ok(embeddings),
+                other => reason(other).map_or(Ok(()), Err)?,
+            }
+        }
+        Err("it lost the request".to_owned())
     }
 
     fn send(&self, request: NormalRequest) -> Result<(), String> {
@@ -470,7 +464,7 @@ impl Mistral {
     }
 
     /// Hands the prompt to the engine.
-    fn start(&self, prepared: &Prepared, held: Held) -> Result<Run<Response>, String> {
+    fn start(&self, prepared: &Prepared, slot: Slot, turn: Turn) -> Result<Run<Response>, String> {
         let speech = self.speech.as_ref().ok_or("it makes embeddings")?;
         let Prepared {
             request,
@@ -486,7 +480,8 @@ impl Mistral {
             sampler: Sampler::new(prepared.sampling(), prompt.len(), request.logprobs),
             guide: Mutex::new(guide.clone()),
             choices,
-            _held: Mutex::new(held),
+            turn,
+            _slot: slot,
         };
         // Room for all it can say: the engine's one thread waits for a full channel, and all requests with it.
         let (response, responses) = mpsc::channel(*budget as usize + 8);
@@ -533,12 +528,10 @@ struct Choose {
     sampler: Sampler,
     guide: Mutex<Option<Guide>>,
     choices: mpsc::UnboundedSender<Choice>,
-    /// Freed when the engine drops the request.
-    _held: Mutex<Held>,
+    /// Over when the engine drops the request.
+    turn: Turn,
+    _slot: Slot,
 }
-
-/// What a request occupies.
-type Held = (Slot, Option<OwnedSemaphorePermit>);
 
 impl Choose {
     /// Most choices fit the grammar unasked, and looking at one token is cheaper than looking at all.
@@ -563,6 +556,7 @@ impl CustomLogitsProcessor for Choose {
         let device = logits.device();
         let logits: Vec<f32> = logits.to_vec1()?;
         let choice = self.choose(&logits, context);
+        self.turn.step();
         let mut only = vec![f32::NEG_INFINITY; logits.len()];
         let token = choice.as_ref().map_or(0, |chosen| chosen.sampled.token);
         if let Some(logit) = only.get_mut(token as usize) {

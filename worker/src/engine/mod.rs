@@ -23,6 +23,7 @@ mod sampling;
 pub mod scripted;
 mod text;
 mod tools;
+mod turns;
 
 use std::{
     path::{Path, PathBuf},
@@ -31,10 +32,12 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
-use tokio::sync::OwnedSemaphorePermit;
 use wire::{ModelFacts, openai::Input};
 
-use crate::config::{Device, EngineConfig, Weights};
+use crate::{
+    config::{Device, EngineConfig, Weights},
+    slots::Slot,
+};
 pub use calls::Piece;
 pub use request::{Prepared, Prompt, Request, Schema, Tools};
 
@@ -68,20 +71,12 @@ pub trait Engine: Send + Sync {
     fn embed(&self, inputs: Vec<Vec<u32>>, slot: Slot) -> BoxFuture<'_, Result<Vec<Vec<f32>>, EngineError>>;
 }
 
-/// A place at the engine. Whoever does the work holds it, and when the last of them drops it, the place is free.
-#[derive(Debug, Clone)]
-pub struct Slot(#[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>);
-
-impl From<OwnedSemaphorePermit> for Slot {
-    fn from(permit: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(permit))
-    }
-}
-
 /// What an engine says while it generates. The last one is a `Finish` or a `Failed`; a stream that ends
 /// without is a lost generation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Others have their turn first, and the engine gets on.
+    Waiting,
     /// More of it.
     Delta(Delta),
     /// The answer is complete.

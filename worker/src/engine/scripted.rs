@@ -8,6 +8,8 @@
 //!   "tokens": ["Hello", " world"],
 //!   "interval_ms": 10,
 //!   "first_token_ms": 200,
+//!   "prefill_ms": 300,
+//!   "one_at_a_time": false,
 //!   "load_ms": 2000,
 //!   "fail_load": "out of memory",
 //!   "fault": {"at": 1, "kind": "die"}
@@ -15,7 +17,8 @@
 //! ```
 //!
 //! `tokens` may also be a number: that many are made up. `fault` happens instead of token `at` (0: before the first
-//! one); its kinds are those of [`FaultKind`]. A last user message in braces is a script of its own, which
+//! one); its kinds are those of [`FaultKind`]. A client that leaves cannot stop `prefill_ms`, which comes before all
+//! else, and `one_at_a_time` has all requests wait for each other, as they do at a real engine on a CPU. A last user message in braces is a script of its own, which
 //! overrides the first key by key. One word is one token; the context holds 4096 unless `--context-length` says else.
 //! Where the answer must be JSON or a call and the script has no tokens, it says the shortest that the schema allows.
 
@@ -47,6 +50,7 @@ use super::{
     grammar::{Grounds, Guide},
     text::Answer,
     tools::{self, Dialect},
+    turns::{Turn, Turns},
 };
 
 /// Dimensions of an embedding.
@@ -59,6 +63,8 @@ pub struct Script {
     tokens: Option<Tokens>,
     interval_ms: Option<u64>,
     first_token_ms: Option<u64>,
+    prefill_ms: Option<u64>,
+    one_at_a_time: bool,
     load_ms: Option<u64>,
     fail_load: Option<String>,
     fault: Option<FaultAt>,
@@ -145,6 +151,7 @@ pub struct Scripted {
     fingerprint: String,
     /// Its vocabulary for grammars is all bytes.
     grounds: Grounds,
+    turns: Turns,
 }
 
 impl Scripted {
@@ -158,6 +165,7 @@ impl Scripted {
         };
         let fingerprint = fingerprint::of_settings(&["scripted", &context.to_string(), &format!("{script:?}")]);
         Ok(Self {
+            turns: Turns::new(script.one_at_a_time),
             script,
             context,
             fingerprint,
@@ -181,6 +189,7 @@ impl Scripted {
                 .or(Some(Tokens::Count(3))),
             interval_ms: own.interval_ms.or(self.script.interval_ms),
             first_token_ms: own.first_token_ms.or(self.script.first_token_ms),
+            prefill_ms: own.prefill_ms.or(self.script.prefill_ms),
             fault: own.fault.or(self.script.fault),
             ..own
         })
@@ -369,6 +378,7 @@ impl Engine for Scripted {
         let script = self.script_for(&last).unwrap_or_default();
         let tokens = Self::words(&script, &prepared, &last);
         let pause = Duration::from_millis(script.interval_ms.unwrap_or(0));
+        let prefill = script.prefill_ms.map(Duration::from_millis);
         let request = &prepared.request;
         let play = Play {
             tokens: tokens.into_iter(),
@@ -384,15 +394,29 @@ impl Engine for Scripted {
             ),
             logprobs: request.logprobs.is_some(),
             over: false,
-            _slot: slot,
         };
-        stream::unfold(play, |mut play| async {
-            let events = play.next().await?;
-            Some((stream::iter(events), play))
+        self.turns.begin(move |turn| {
+            let held = Arc::new((slot, turn));
+            let prefill = prefill.map(|time| tokio::spawn(hold(held.clone(), time)));
+            let played = async move {
+                if let Some(prefill) = prefill {
+                    let _ = prefill.await;
+                }
+                stream::unfold((play, held), |(mut play, held)| async {
+                    let events = play.next().await?;
+                    held.1.step();
+                    Some((stream::iter(events), (play, held)))
+                })
+                .flatten()
+            };
+            played.flatten_stream().boxed()
         })
-        .flatten()
-        .boxed()
     }
+}
+
+/// Holds a slot and a turn, whoever waits for that.
+async fn hold(_held: Arc<(Slot, Turn)>, time: Duration) {
+    tokio::time::sleep(time).await;
 }
 
 /// One request being played.
@@ -405,7 +429,6 @@ struct Play {
     answer: Answer,
     logprobs: bool,
     over: bool,
-    _slot: Slot,
 }
 
 impl Play {

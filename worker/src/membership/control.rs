@@ -83,7 +83,7 @@ impl Control {
             url: worker.url.clone(),
             dispatch_token: worker.dispatch_token.expose_secret().to_owned(),
             device: worker.device.clone(),
-            slots: worker.slots,
+            slots: worker.slots.most(),
             pid: std::process::id(),
             host: host_name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

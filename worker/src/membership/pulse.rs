@@ -27,6 +27,8 @@ pub struct Pulse {
     interval: Duration,
     ends: mpsc::Sender<Ending>,
     speed: Speed,
+    /// How many slots the gateway was last told to be still busy.
+    still_busy: u32,
 }
 
 impl Pulse {
@@ -41,6 +43,7 @@ impl Pulse {
             interval,
             ends,
             speed: Speed::new(),
+            still_busy: 0,
         }
     }
 
@@ -78,6 +81,7 @@ impl Pulse {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = life.changed(), if failures == 0 => {}
+                () = self.worker.slots.news(self.still_busy), if failures == 0 => {}
             }
         }
     }
@@ -116,13 +120,16 @@ impl Pulse {
 
     fn measure(&mut self) -> Heartbeat {
         let life = self.worker.life.borrow().clone();
+        self.still_busy = self.worker.slots.still_busy();
         let tokens = self.worker.tokens.load(std::sync::atomic::Ordering::Relaxed);
         Heartbeat {
             epoch: self.worker.epoch.borrow().number.unwrap_or_default(),
             state: life.state,
             progress: life.progress,
             message: life.message,
-            in_flight: self.worker.in_flight(),
+            in_flight: self.worker.slots.in_flight(),
+            still_busy: self.still_busy,
+            requests_ended: self.worker.slots.ended(),
             tokens_generated: tokens,
             tokens_per_second: self.speed.measure(tokens, Instant::now()),
             memory_bytes: memory_bytes(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod answers;
+mod busy;
 mod completions;
 mod doors;
 mod embeddings;

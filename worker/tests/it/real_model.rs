@@ -193,6 +193,22 @@ async fn a_client_that_leaves_stops_the_engine() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_in_a_long_prefill_leaves_a_slot_that_is_still_busy() {
+    let worker = real(&["--slots", "1"]).await;
+    let long = with(ask(&"a long story ".repeat(40)), json!({"max_tokens": 1}));
+    drop(worker.chat(&long).send().await.unwrap());
+    eventually("the slot is still busy", async || {
+        (worker.slots().await == (1, 1)).then_some(())
+    })
+    .await;
+    eventually("the step ends", async || (worker.slots().await == (0, 0)).then_some(())).await;
+    let line: Value = serde_json::from_str(&worker.says(r#""outcome":"cancelled""#).await).unwrap();
+    assert_eq!(line["completion_tokens"], 0);
+    let next = with(ask("Hi"), json!({"max_tokens": 1}));
+    assert_eq!(worker.ask(&next).await.usage()[1], 1);
+}
+
+#[tokio::test]
 async fn two_slots_answer_two_at_once_and_as_if_alone() {
     let worker = real(&["--slots", "2", "--threads", "2"]).await;
     let (france, sky) = (ask("What is the capital of France?"), ask("Why is the sky blue?"));

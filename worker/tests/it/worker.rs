@@ -248,8 +248,14 @@ impl Worker {
 
     /// Requests its engine works on.
     pub async fn in_flight(&self) -> u64 {
+        self.slots().await.0
+    }
+
+    /// Slots that are taken, and those of them whose clients have left.
+    pub async fn slots(&self) -> (u64, u64) {
         let health: Value = self.get("/healthz").send().await.unwrap().json().await.unwrap();
-        health["in_flight"].as_u64().unwrap()
+        let count = |key: &str| health[key].as_u64().unwrap();
+        (count("in_flight"), count("still_busy"))
     }
 }
 
@@ -325,10 +331,11 @@ impl Answer {
         serde_json::from_slice(&self.bytes).unwrap_or_else(|_| panic!("JSON, not {}", self.body()))
     }
 
-    /// The data of all events; panics at anything that is not a well-formed event.
+    /// The data of all events but comments; panics at anything that is not a well-formed event.
     pub fn events(&self) -> Vec<&str> {
         let events = self.body().split_terminator("\n\n");
         events
+            .filter(|event| !event.starts_with(':'))
             .map(|event| {
                 event
                     .strip_prefix("data: ")

@@ -33,7 +33,8 @@ pub struct Handed {
     weight: f32,
     pace: Option<f32>,
     drain_wanted: bool,
-    tokens: u64,
+    still_busy: u32,
+    done: (u64, u64),
     silent_ms: u64,
 }
 
@@ -63,7 +64,8 @@ impl Handed {
             weight: known.weight,
             pace: known.pace,
             drain_wanted: known.drain_wanted,
-            tokens: known.work.tokens,
+            still_busy: known.still_busy,
+            done: known.work.done,
             silent_ms: u64::try_from(member.silent(now).as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -93,8 +95,9 @@ impl Handed {
             weight: self.weight,
             pace: self.pace,
             drain_wanted: self.drain_wanted,
+            still_busy: self.still_busy,
             work: Progress {
-                tokens: self.tokens,
+                done: self.done,
                 stuck_since: None,
             },
             ..Member::new(target, self.models, self.slots, heard)
@@ -125,6 +128,7 @@ mod tests {
         };
         let mut member = Member::new(target, vec!["m".parse().unwrap()], 4, began);
         member.labels.insert("rack".into(), "2".into());
+        member.still_busy = 1;
         member.claim(10, 1, began);
         let mut old = Members::new(limits);
         old.apply(Event::Joined(Box::new(member)), began).unwrap();

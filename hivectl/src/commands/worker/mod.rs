@@ -22,6 +22,11 @@ use crate::{
     state::{self, WorkerRun},
 };
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 /// One worker, exactly as `--json` shows it.
 #[derive(Debug, Serialize)]
 pub struct WorkerLine<'a> {
@@ -33,6 +38,9 @@ pub struct WorkerLine<'a> {
     host: &'a str,
     slots: u32,
     in_flight: u32,
+    /// Slots that are cancelled, still busy; told while there are any.
+    #[serde(skip_serializing_if = "is_zero")]
+    still_busy: u32,
     epoch: i64,
     /// Why it is quarantined.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,6 +58,7 @@ impl<'a> From<&'a WorkerView> for WorkerLine<'a> {
             host: &view.host,
             slots: view.slots,
             in_flight: view.in_flight,
+            still_busy: view.still_busy,
             epoch: view.epoch,
             message: view
                 .message
@@ -115,6 +124,7 @@ fn forgotten(run: &WorkerRun) -> WorkerView {
         host: "localhost".to_owned(),
         slots: run.spec.slots.unwrap_or(0),
         in_flight: 0,
+        still_busy: 0,
         outstanding_tokens: 0,
         epoch: 0,
         kind: WorkerKind::Own,
@@ -148,6 +158,15 @@ fn labels(view: &WorkerView) -> String {
     labels.chain(weight).collect::<Vec<_>>().join(" ")
 }
 
+/// Slots in use, with a word about those that no request of ours has any more.
+fn busy(view: &WorkerView) -> String {
+    let still = match view.still_busy {
+        0 => String::new(),
+        count => format!(" + {count} cancelled, still busy"),
+    };
+    format!("{}/{}{still}", view.in_flight, view.slots)
+}
+
 /// Workers for a person to read.
 pub fn table(views: &[WorkerView], output: &Output) {
     let headers = [
@@ -172,7 +191,7 @@ pub fn table(views: &[WorkerView], output: &Output) {
             view.state.as_str().to_owned(),
             view.device.clone(),
             view.host.clone(),
-            format!("{}/{}", view.in_flight, view.slots),
+            busy(view),
             view.tokens_per_second
                 .map_or_else(|| "-".to_owned(), |speed| format!("{speed:.0}")),
             labels(view),

@@ -21,7 +21,7 @@ pub async fn of_prompt(engine: &Mistral, prepared: &Prepared, slot: Slot) -> Res
     let failed = |why: &str| EngineError::Failed(why.to_owned());
     let speech = engine.speech.clone().ok_or_else(|| failed("it makes embeddings"))?;
     // The engine panics over a batch of which only some want all logits.
-    if engine.turns.is_none() {
+    if !engine.turns.is_one_at_a_time() {
         return Err(refused("are computed on a CPU only".to_owned()));
     }
     let vocabulary = speech.grounds.factory.tok_env().tok_trie().vocab_size();
@@ -29,7 +29,7 @@ pub async fn of_prompt(engine: &Mistral, prepared: &Prepared, slot: Slot) -> Res
     if prepared.prompt.len() > most {
         return Err(refused(format!("are computed for at most {most} tokens")));
     }
-    let held = (slot, engine.turn().await);
+    let held = (slot, engine.turns.clone().take().await);
     let (response, mut responses) = mpsc::channel(8);
     engine
         .send(NormalRequest {
