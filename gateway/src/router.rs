@@ -3,7 +3,7 @@
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
-    http::{Method, Uri, header},
+    http::{HeaderValue, Method, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::get,
@@ -217,6 +217,7 @@ fn finish(
         // Streams of events are never compressed: the layer itself leaves them alone.
         Some(cors) => router
             .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
+            .layer(middleware::from_fn(choose_coding))
             .layer(cors),
         None => router,
     };
@@ -315,6 +316,44 @@ impl Hosts {
     }
 }
 
+/// Leaves `gzip` or nothing of what a client takes, for the layer that compresses: that one answers 406 in no envelope,
+/// and only when the work has been done.
+async fn choose_coding(mut request: Request, next: Next) -> Response {
+    let headers = request.headers_mut();
+    let taken = headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .cloned()
+        .collect::<Vec<_>>();
+    let weight = |coding: &str| weight(&taken, coding).or_else(|| weight(&taken, "*"));
+    let (gzip, identity) = (weight("gzip").unwrap_or(0.0), weight("identity").unwrap_or(0.001));
+    headers.remove(header::ACCEPT_ENCODING);
+    if gzip > 0.0 && gzip >= identity {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+    } else if identity <= 0.0 {
+        return ApiError::Invalid {
+            message: "`Accept-Encoding` takes no answer at all; let it take `identity` or `gzip`.".into(),
+            param: Some("accept-encoding".into()),
+        }
+        .into_response();
+    }
+    next.run(request).await
+}
+
+/// How much a client likes a content coding, from 0 to 1 (RFC 9110, section 12.5.3); none: it does not say.
+fn weight(taken: &[HeaderValue], coding: &str) -> Option<f32> {
+    let codings = taken
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    codings.into_iter().find_map(|entry| {
+        let (name, weight) = entry.split_once(';').unwrap_or((entry, "q=1"));
+        let is_it = name.trim().eq_ignore_ascii_case(coding);
+        let number = weight.trim().trim_start_matches(['q', 'Q']).trim_start_matches('=');
+        is_it.then(|| number.parse().ok()).flatten()
+    })
+}
+
 /// Refuses floods of headers, and hosts that are not ours (DNS rebinding).
 async fn check_head(State(hosts): State<Option<Hosts>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
@@ -352,6 +391,22 @@ fn is_ours(host: &str, allowed: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_coding_is_liked_as_much_as_the_client_says() {
+        let taken = [
+            HeaderValue::from_static("br, GZIP ; q=0.5"),
+            HeaderValue::from_static("*;Q=0, identity;q=x"),
+        ];
+        for (coding, liked) in [
+            ("gzip", Some(0.5)),
+            ("br", Some(1.0)),
+            ("*", Some(0.0)),
+            ("identity", None),
+        ] {
+            assert_eq!(weight(&taken, coding), liked, "{coding}");
+        }
+    }
 
     #[test]
     fn only_our_own_names_are_answered_for() {

@@ -171,6 +171,30 @@ async fn json_is_compressed_for_whoever_takes_it_and_events_never_are() {
     }
     let plain = hive.chat("m").send().await;
     assert_eq!(plain.header("content-encoding"), "");
+    for plainly in [
+        "",
+        "identity",
+        "br;q=1",
+        "gzip;q=0",
+        "gzip;q=0.5, identity",
+        "*;q=0, identity",
+    ] {
+        let reply = hive.chat("m").header("accept-encoding", plainly).send().await;
+        assert_eq!((reply.status, reply.header("content-encoding")), (200, ""), "{plainly}");
+    }
+    for nothing in [
+        "identity;q=0,*;q=0",
+        "*;q=0",
+        "identity;q=0, gzip;q=x",
+        "br, identity;q=0",
+    ] {
+        let refused = hive.chat("m").header("accept-encoding", nothing).send().await;
+        assert_eq!(
+            refused.refused(400, "invalid_request").await["param"],
+            "accept-encoding",
+            "{nothing}"
+        );
+    }
     let stream = gzip(hive.chat("m")).stream().send().await;
     assert_eq!(stream.header("content-encoding"), "");
     assert_eq!(stream.events().await.last().unwrap(), "[DONE]");

@@ -25,12 +25,23 @@ const refusals = [
   [OpenAI.InternalServerError, 503, "no_worker", ask("hi", { model: HIVE_GONE })],
   [OpenAI.InternalServerError, 504, "deadline_exceeded", ask(slow, { options: { headers: { "x-hive-deadline-ms": "50" } } })],
 ];
-await Promise.all(refusals.map(([kind, status, code, refused]) =>
+const raises = ([kind, status, code, refused]) =>
   assert.rejects(refused, (error) => {
     assert.equal(error.constructor, kind, error);
     assert.deepEqual([error.status, error.code, Boolean(error.requestID)], [status, code, true]);
     return true;
-  })));
+  });
+await Promise.all(refusals.map(raises));
+// An operator's hand.
+const control = (method, path) =>
+  fetch(process.env.HIVE_CONTROL_URL + path, { method, headers: { authorization: `Bearer ${process.env.HIVE_ADMIN_KEY}` } });
+const cancelled = raises([OpenAI.ConflictError, 409, "cancelled", ask(slow)]);
+for (let running; !running; ) {
+  const requests = await (await control("GET", "/control/v1/requests?limit=20")).json();
+  running = requests.find((request) => request.state === "running");
+  if (running) await control("POST", `/control/v1/requests/${running.id}/cancel`);
+}
+await cancelled;
 await assert.rejects(ask(slow, { options: { timeout: 200 } }), OpenAI.APIConnectionTimeoutError);
 let text = "";
 await assert.rejects(async () => {

@@ -83,23 +83,86 @@ pub struct ChatRequest {
     pub parallel_tool_calls: Option<bool>,
 }
 
-/// One message.
+/// One message. What clients echo of earlier answers may stay in it.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatMessage {
-    /// Who speaks.
-    pub role: Role,
-    /// The text, or a list of parts; null if an assistant only called functions.
-    #[schema(nullable)]
-    pub content: Option<Content>,
-    /// Who of several in the same role.
-    #[schema(nullable)]
-    pub name: Option<String>,
-    /// The calls an assistant made.
-    #[schema(nullable)]
-    pub tool_calls: Option<Vec<ToolCall>>,
-    /// The call a tool's message answers.
-    #[schema(nullable)]
-    pub tool_call_id: Option<String>,
+#[serde(tag = "role", rename_all = "lowercase")]
+pub enum ChatMessage {
+    /// Instructions, under their older name.
+    System {
+        /// What is said.
+        content: Content,
+        /// Who of several in the same role.
+        #[schema(nullable)]
+        name: Option<String>,
+    },
+    /// Instructions.
+    Developer {
+        /// What is said.
+        content: Content,
+        /// Who of several in the same role.
+        #[schema(nullable)]
+        name: Option<String>,
+    },
+    /// The person.
+    User {
+        /// What is said.
+        content: Content,
+        /// Who of several in the same role.
+        #[schema(nullable)]
+        name: Option<String>,
+    },
+    /// The model.
+    Assistant {
+        /// What is said; nothing, if it only called functions.
+        #[schema(nullable)]
+        content: Option<Content>,
+        /// What it said instead of an answer; read as content where there is none.
+        #[schema(nullable)]
+        refusal: Option<String>,
+        /// What it thought before it spoke, as clients send it back.
+        #[schema(nullable)]
+        reasoning_content: Option<String>,
+        /// The calls it made.
+        #[schema(nullable)]
+        tool_calls: Option<Vec<MadeCall>>,
+        /// Who of several in the same role.
+        #[schema(nullable)]
+        name: Option<String>,
+    },
+    /// What a function gave back.
+    Tool {
+        /// What it gave back; null, if it only did something.
+        #[schema(required)]
+        content: Option<Content>,
+        /// The id of the call that this answers, made by a message before it.
+        tool_call_id: String,
+        /// The function's name.
+        #[schema(nullable)]
+        name: Option<String>,
+    },
+}
+
+/// A call of a function, as an answer before this one made it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeCall {
+    /// Its id; no other call of the message has it.
+    #[schema(min_length = 1)]
+    pub id: String,
+    /// `function`.
+    #[schema(pattern = "^function$")]
+    pub r#type: String,
+    /// What was called.
+    pub function: MadeFunction,
+}
+
+/// What was called.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeFunction {
+    /// The function's name.
+    #[schema(min_length = 1)]
+    pub name: String,
+    /// The arguments as JSON text.
+    pub arguments: String,
 }
 
 /// Whether functions are called, and which.
@@ -153,22 +216,6 @@ pub struct AllowedTools {
     pub tools: Vec<Value>,
 }
 
-/// Who speaks.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions, under their older name.
-    System,
-    /// Instructions.
-    Developer,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// What a function gave back.
-    Tool,
-}
-
 /// What a message says.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
@@ -188,6 +235,11 @@ pub enum Part {
         /// The text.
         text: String,
     },
+    /// What a model said instead of an answer, as clients send it back.
+    Refusal {
+        /// The text.
+        refusal: String,
+    },
     /// An image, for models that see.
     ImageUrl {
         /// The image.
@@ -198,8 +250,11 @@ pub enum Part {
 /// An image.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ImageUrl {
-    /// A `data:` URL with the image in it; nothing is fetched from elsewhere.
-    #[schema(example = "data:image/png;base64,iVBORw0KGgo=")]
+    /// A `data:` URL with the image in it; only attached servers fetch one from elsewhere.
+    #[schema(
+        pattern = "^(data:image/[^,]*;base64,.|https?://)",
+        example = "data:image/png;base64,iVBORw0KGgo="
+    )]
     pub url: String,
 }
 
