@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::http::HeaderMap;
 use sqlx::SqlitePool;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use wire::{RequestState, RequestView, WorkerId};
+use wire::{RequestState, RequestView, WorkerId, openai::parameters};
 
 use crate::{
     audit::{
@@ -23,6 +24,7 @@ use crate::{
     db::{self, DbError},
     limits::Reservation,
     metrics,
+    spans::{Parent, Span, Spans},
 };
 
 /// Entries that may wait for a database that cannot be written; more are dropped, and counted in the log.
@@ -57,6 +59,8 @@ pub struct Entry {
     books: Books,
     /// What the request may use of its key's limits; settled when the entry is.
     pub reservation: Option<Reservation>,
+    /// What OpenTelemetry is told of it, if anything.
+    span: Option<Span>,
     /// An operator wants the request to end.
     pub cancel: CancellationToken,
     /// Where its end is recorded, once its start is.
@@ -104,6 +108,7 @@ impl Books {
             started: Instant::now(),
             books: self.clone(),
             reservation: None,
+            span: None,
             cancel,
             journal: None,
             actor: None,
@@ -156,6 +161,11 @@ impl Entry {
     /// The request's id.
     pub fn id(&self) -> &str {
         &self.view.id
+    }
+
+    /// Begins to tell OpenTelemetry of it, if anybody wants to know.
+    pub fn traced(&mut self, spans: &Spans, kind: parameters::Kind, parent: &Parent) {
+        self.span = spans.begin(kind, &self.view, parent);
     }
 
     /// Puts the start on the record, for this person, and then into the books; in mode `eu-strict` it is on the disk when this returns.
@@ -222,15 +232,31 @@ impl Entry {
     /// The worker that has it now, under this epoch.
     pub fn worker(&mut self, worker: &WorkerId, epoch: i64) {
         self.epoch = Some(epoch);
+        if let Some(span) = &mut self.span {
+            span.worker(worker, epoch);
+        }
         self.queued_ms.get_or_insert(millis(self.started.elapsed()));
         self.view.worker = Some(worker.clone());
         self.view.state = RequestState::Running;
         self.books.post(&self.view);
     }
 
+    /// The worker that has it has failed, in this way.
+    pub fn worker_failed(&mut self, how: &'static str) {
+        if let Some(span) = &mut self.span {
+            span.worker_failed(how);
+        }
+    }
+
+    /// Tells the worker which span the request is.
+    pub fn tell(&self, headers: &mut HeaderMap) {
+        self.span.iter().for_each(|span| span.tell(headers));
+    }
+
     /// The first token has come.
     pub fn first_token(&mut self) {
         if self.view.ttft_ms.is_none() {
+            self.span.iter().for_each(Span::first_token);
             self.view.ttft_ms = Some(millis(self.started.elapsed()));
         }
     }
@@ -259,6 +285,9 @@ impl Drop for Entry {
             reservation.used(tokens.into_iter().flatten().map(i64::unsigned_abs).sum());
         }
         metrics::settled(&self.view);
+        if let Some(span) = self.span.take() {
+            span.end(&self.view);
+        }
         self.books.lock().remove(&self.view.id);
         self.books.post(&self.view);
         if let Some(journal) = self.journal.take() {

@@ -4,6 +4,7 @@
 
 mod audit;
 mod jwt;
+mod otlp;
 mod planes;
 
 use std::{
@@ -19,6 +20,7 @@ use serde::Deserialize;
 pub use self::{
     audit::{Audit, Mode},
     jwt::{Jwt, Place},
+    otlp::Otlp,
     planes::{Control, Server},
 };
 
@@ -79,6 +81,8 @@ pub struct Config {
     pub jwt: Jwt,
     /// What is logged.
     pub log: Log,
+    /// Where traces go.
+    pub otlp: Otlp,
 }
 
 /// `[registry]`: membership.
@@ -314,7 +318,14 @@ pub fn parse(text: &str, file: Option<&Path>, environment: &[(String, String)]) 
             .try_into::<Config>()
             .map_err(|error| ConfigError::Malformed(format!("{name}: {}", error.message())))?;
     }
-    toml::Value::Table(table).try_into().map_err(malformed)
+    let mut config: Config = toml::Value::Table(table).try_into().map_err(malformed)?;
+    // The variable that names a collector to every program (OpenTelemetry's specification of the exporter).
+    let usual = environment
+        .iter()
+        .find(|(name, _)| name == "OTEL_EXPORTER_OTLP_ENDPOINT");
+    let usual = usual.map(|(_, url)| url.clone()).filter(|url| !url.is_empty());
+    config.otlp.endpoint = config.otlp.endpoint.or(usual);
+    Ok(config)
 }
 
 /// A whole `config.toml`: our sections, and hivectl's, which is its own business.
@@ -338,6 +349,8 @@ struct File {
     jwt: Jwt,
     #[serde(default)]
     log: Log,
+    #[serde(default)]
+    otlp: Otlp,
     #[serde(default)]
     hivectl: toml::Table,
 }
@@ -380,6 +393,7 @@ impl Config {
             ("server.tls_key", &mut self.server.tls_key),
             ("control.tls_cert", &mut self.control.tls_cert),
             ("control.tls_key", &mut self.control.tls_key),
+            ("otlp.header_file", &mut self.otlp.header_file),
         ] {
             if let Some(taken) = path.as_deref().and_then(|path| take(setting, path)) {
                 *path = Some(taken);
@@ -433,8 +447,8 @@ impl Config {
             "relay.slow_client: must be longer than 0s",
         );
         faults.extend(planes::faults(&self.server, &self.control));
-        let others = self.audit.faults().into_iter().chain(self.jwt.faults());
-        faults.extend(others.map(ToOwned::to_owned));
+        let others = [self.audit.faults(), self.jwt.faults(), self.otlp.faults()];
+        faults.extend(others.into_iter().flatten().map(ToOwned::to_owned));
         if faults.is_empty() {
             Ok(())
         } else {

@@ -55,6 +55,8 @@ pub enum ApiError {
     HeadTooLarge,
     /// An answer in one piece would be larger than allowed, in bytes.
     AnswerTooLarge(usize),
+    /// An attached server made only so many of the choices that were asked for.
+    TooFewChoices(usize),
     /// An OpenAI-compatible server could not be attached; the text says why.
     NotAttachable(String),
     /// The body did not come in time.
@@ -132,6 +134,7 @@ impl ApiError {
             | Self::Invalid { .. }
             | Self::WrongHost { .. }
             | Self::AnswerTooLarge(_)
+            | Self::TooFewChoices(_)
             | Self::Upstream(..) => StatusCode::BAD_REQUEST,
             Self::WorkerFailed(_)
             | Self::WorkerSilent(_)
@@ -170,6 +173,7 @@ impl ApiError {
             Self::Invalid { .. } | Self::WrongHost { .. } | Self::BodyTimeout(_) | Self::AnswerTooLarge(_) => {
                 "invalid_request"
             }
+            Self::TooFewChoices(_) => "unsupported_parameter",
             Self::Unauthenticated(_) | Self::TokenRefused(_) => "invalid_api_key",
             Self::Forbidden(_) => "insufficient_scope",
             Self::ModelNotAllowed(_) => "model_not_allowed",
@@ -226,6 +230,10 @@ impl ApiError {
             Self::AnswerTooLarge(limit) => format!(
                 "The answer has grown beyond {limit} bytes. Ask for a stream, or for less: `n`, `max_completion_tokens` and \
                  `top_logprobs` make it large."
+            ),
+            Self::TooFewChoices(made) => format!(
+                "The server behind this model made {made} of the choices that `n` asks for: it does not know `n`. Ask once \
+                 for each."
             ),
             Self::NotAttachable(why) => why.clone(),
             Self::BodyTimeout(limit) => format!("The body did not arrive within {} s. Send it again.", limit.as_secs()),
@@ -298,6 +306,7 @@ impl ApiError {
                 Some("model".to_owned())
             }
             Self::Upstream(_, body) => body.param.clone(),
+            Self::TooFewChoices(_) => Some("n".to_owned()),
             _ => None,
         };
         ErrorEnvelope {

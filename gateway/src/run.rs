@@ -33,6 +33,7 @@ use crate::{
     router,
     server::{self, Plane, bind, serve},
     shutdown::Signals,
+    spans::SpansError,
     state::{AppState, Hive},
     tls::{Tls, TlsError},
     upgrade::{
@@ -63,6 +64,9 @@ pub enum RunError {
     /// The keys of the issuer of tokens cannot be used.
     #[error("tokens cannot be taken")]
     Tokens(#[from] KeysError),
+    /// Requests cannot be traced.
+    #[error("requests cannot be traced")]
+    Spans(#[from] SpansError),
     /// A plane cannot be served over TLS.
     #[error("the {0} plane cannot be served over TLS")]
     Tls(&'static str, #[source] TlsError),
@@ -198,6 +202,7 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
     // Only for the record: whoever looks at the key later.
     let _ = hive.keyring.note_uses(&hive.db).await;
     hive.books.flush().await;
+    hive.spans.close().await;
     hive.audit.close().await;
     if let Some(successor) = successor {
         successor.farewell().await;

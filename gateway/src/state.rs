@@ -24,6 +24,7 @@ use crate::{
     relay::upstream::Upstream,
     scheduler::Dispatcher,
     shutdown::Lifecycle,
+    spans::Spans,
 };
 
 /// What one thread's handlers share: the hive, and this thread's own connections to workers.
@@ -55,6 +56,8 @@ pub struct Hive {
     pub dispatcher: Arc<Dispatcher>,
     /// The record of requests.
     pub books: Books,
+    /// What OpenTelemetry is told.
+    pub spans: Spans,
     /// The audit journal.
     pub audit: Recorder,
     /// HMACs of the workers' own credentials.

@@ -27,6 +27,7 @@ use crate::{
     limits::Standing,
     relay,
     scheduler::{self, affinity::Context, trace::Subject},
+    spans::Parent,
     state::AppState,
     telemetry::{self, AccessLog, RequestId},
 };
@@ -54,6 +55,8 @@ pub struct Asked {
     deadline: Option<Instant>,
     log: AccessLog,
     id: Arc<str>,
+    /// The span that the client names as its own.
+    parent: Parent,
     /// The end user whom a client's header names.
     person: Option<String>,
     /// The conversation that a client's header names.
@@ -124,6 +127,7 @@ impl FromRequest<AppState> for Asked {
         } else {
             telemetry::new_id()
         };
+        let parent = state.spans.parent(request.headers());
         let person = text(request.headers(), "x-openwebui-user-id");
         let session = SESSION_HEADERS
             .into_iter()
@@ -134,6 +138,7 @@ impl FromRequest<AppState> for Asked {
             deadline,
             log,
             id,
+            parent,
             person,
             session,
         })
@@ -214,10 +219,11 @@ impl Asked {
         let choices = u32::try_from(wish.choices).unwrap_or(u32::MAX);
         let answer = wish.answer.map(|tokens| tokens.saturating_mul(choices));
         let Admitted {
-            entry,
+            mut entry,
             standing,
             tokens,
         } = admission::admit(state, caller, &self.id, &model, self.bytes.len(), answer)?;
+        entry.traced(&state.spans, kind, &self.parent);
         let session = self.session.or(session).or_else(|| user.clone());
         let trace = state.dispatcher.traces.follow(Subject {
             id: entry.id().to_owned(),

@@ -21,17 +21,13 @@ use tokio::time::Instant;
 
 use crate::{
     config::{Jwt, Place},
-    secret_file,
+    outside, secret_file,
 };
 
 /// The largest set, in bytes.
 const LARGEST: usize = 256 * 1024;
 /// The most keys of a set.
 const MOST: usize = 100;
-/// How long a connection to the issuer may take.
-const CONNECT: Duration = Duration::from_secs(3);
-/// How long the issuer may take to hand the set out.
-const FETCH: Duration = Duration::from_secs(5);
 /// The shortest secret, in bytes: as long as the shortest digest (RFC 7518, section 3.2).
 const SHORTEST_SECRET: usize = 32;
 
@@ -94,7 +90,7 @@ impl Keys {
     pub fn open(place: Place<'_>, settings: &Jwt) -> Result<Self, KeysError> {
         let (source, keys) = match place {
             Place::File(path) => (Source::File(path.to_owned()), from_file(path, settings.algorithm)?),
-            Place::Url(url) => (Source::Url(client()?, url.to_owned()), Vec::new()),
+            Place::Url(url) => (Source::Url(outside::client()?, url.to_owned()), Vec::new()),
         };
         Ok(Self(Arc::new(Inner {
             source,
@@ -143,18 +139,6 @@ impl Inner {
             ),
         }
     }
-}
-
-/// A client that goes to the URL of the configuration and nowhere else.
-fn client() -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT)
-        .timeout(FETCH)
-        // Each fetch may run on another thread's reactor.
-        .pool_max_idle_per_host(0)
-        .build()
 }
 
 async fn fetch(client: &reqwest::Client, url: &str) -> Result<Vec<u8>, KeysError> {

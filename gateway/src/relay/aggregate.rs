@@ -83,6 +83,10 @@ fn take_all(opened: &mut Opened<Answer>, whole: &mut Whole) -> Option<Result<(),
                 opened.failed(error);
                 return Some(Err(ApiError::WorkerFailed(message)));
             }
+            Event::TooFew(choices) => {
+                opened.lease.report(Outcome::Fine, None);
+                return Some(Err(ApiError::TooFewChoices(choices)));
+            }
         }
     }
     None
@@ -213,7 +217,7 @@ impl Choice {
     }
 
     fn into_message(mut self) -> Value {
-        let called = !self.tool_calls.is_empty();
+        let called = !self.tool_calls.is_empty() || self.message.contains_key("function_call");
         self.message.retain(|_, value| !value.is_null());
         self.message.entry("role").or_insert_with(|| "assistant".into());
         self.message.entry("refusal").or_insert(Value::Null);
@@ -222,7 +226,7 @@ impl Choice {
         if called && content.as_str() == Some("") {
             *content = Value::Null;
         }
-        if called {
+        if !self.tool_calls.is_empty() {
             self.message.insert("tool_calls".into(), Value::Array(self.tool_calls));
         }
         json!({
@@ -243,12 +247,17 @@ impl Choice {
     }
 }
 
-/// Texts and lists grow, anything else is replaced, null changes nothing.
+/// Texts and lists grow, also within objects; anything else is replaced, null changes nothing.
 fn append(held: &mut Value, more: Value) {
     match (held, more) {
         (_, Value::Null) => {}
         (Value::String(text), Value::String(more)) => text.push_str(&more),
         (Value::Array(list), Value::Array(more)) => list.extend(more),
+        (Value::Object(held), Value::Object(more)) => {
+            for (key, value) in more {
+                append(held.entry(key).or_insert(Value::Null), value);
+            }
+        }
         (held, more) => *held = more,
     }
 }
@@ -299,6 +308,17 @@ mod tests {
             json!([{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},
                    {"id":"c2","type":"function","function":{"name":"g","arguments":"{}"}}])
         );
+    }
+
+    #[test]
+    fn a_call_in_the_older_form_is_joined_too() {
+        let answer = whole(&[
+            json!({"choices":[{"index":0,"delta":{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{\"a\""}}}]}),
+            json!({"choices":[{"index":0,"delta":{"function_call":{"arguments":":1}"}},"finish_reason":"function_call"}]}),
+        ]);
+        let message = &answer["choices"][0]["message"];
+        assert_eq!(message["function_call"], json!({"name": "f", "arguments": "{\"a\":1}"}));
+        assert_eq!((&message["content"], message.get("tool_calls")), (&Value::Null, None));
     }
 
     #[test]

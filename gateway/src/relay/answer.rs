@@ -39,6 +39,8 @@ pub enum Event {
     Done,
     /// The worker says that it failed.
     Error(wire::ErrorBody),
+    /// The answer is complete, but has only so many choices of those that were asked for.
+    TooFew(usize),
 }
 
 /// Why an answer broke off; the text is for the log.
@@ -57,6 +59,8 @@ pub struct Answer {
     /// How far it has come.
     pub progress: Progress,
     ended: bool,
+    /// How many choices were asked for.
+    choices: usize,
     /// What was wrong after the events that are ready.
     broken: Option<Loss>,
 }
@@ -76,9 +80,10 @@ impl Reply for Answer {
             decoder: Decoder::default(),
             mender: attached.then(|| Mender::new(call.kind, &call.model, id)),
             ready: VecDeque::new(),
-            // How many choices a server makes that does not know `n` is its own affair.
+            // A server that does not know `n` makes one choice; what that comes to is told at the end.
             progress: Progress::of(if attached { 0 } else { call.choices }),
             ended: false,
+            choices: call.choices,
             broken: None,
         };
         let kind = content_type(&response);
@@ -146,7 +151,7 @@ impl Answer {
         }
     }
 
-    /// The next event that is there already; after [`Event::Done`] or [`Event::Error`] there is none.
+    /// The next event that is there already; after any but [`Event::Chunk`] there is none.
     pub fn take(&mut self) -> Option<Event> {
         self.ready.pop_front()
     }
@@ -163,6 +168,10 @@ impl Answer {
 
     /// An event's data, as whatever it means for the client.
     fn read(&mut self, data: Bytes) -> Result<(), Loss> {
+        // Some servers keep a connection alive with these; one of ours does not.
+        if data.trim_ascii().is_empty() && self.mender.is_some() {
+            return Ok(());
+        }
         if data.trim_ascii() == b"[DONE]" {
             return if self.progress.is_finished() {
                 self.end()
@@ -245,12 +254,17 @@ impl Answer {
         if let Some(usage) = self.mender.as_mut().and_then(Mender::last) {
             self.pass_value(&usage)?;
         }
-        self.push(Event::Done);
+        let choices = self.progress.choices();
+        self.push(if choices < self.choices {
+            Event::TooFew(choices)
+        } else {
+            Event::Done
+        });
         Ok(())
     }
 
     fn push(&mut self, event: Event) {
-        self.ended = matches!(event, Event::Done | Event::Error(_));
+        self.ended = !matches!(event, Event::Chunk { .. });
         self.ready.push_back(event);
     }
 

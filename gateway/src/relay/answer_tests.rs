@@ -15,6 +15,7 @@ fn answer(mender: Option<Mender>) -> Answer {
         ready: VecDeque::new(),
         progress: Progress::of(1),
         ended: false,
+        choices: 1,
         broken: None,
     }
 }
@@ -31,7 +32,7 @@ fn read(mut answer: Answer, parts: &[&[u8]]) -> (Vec<String>, Option<i64>) {
             match event {
                 Event::Chunk { data, .. } => passed.push(String::from_utf8(data.to_vec()).unwrap()),
                 Event::Done => return (passed, Some(answer.progress.tokens)),
-                Event::Error(_) => return (passed, None),
+                Event::Error(_) | Event::TooFew(_) => return (passed, None),
             }
         }
     }

@@ -100,6 +100,11 @@ impl Progress {
         token
     }
 
+    /// How many choices have begun.
+    pub fn choices(&self) -> usize {
+        self.open.len()
+    }
+
     /// Whether every choice has its finish reason.
     pub fn is_finished(&self) -> bool {
         let choices = self.open.len().max(self.expected);

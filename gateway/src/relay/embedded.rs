@@ -48,7 +48,8 @@ impl Reply for Embedded {
         let mut json = patience.with(read_all(response, LARGEST)).await?;
         if target.kind == WorkerKind::Attached {
             let value: Value = serde_json::from_slice(&json).map_err(|error| no_json(&error))?;
-            let mended = mend::embeddings(value, &call.model, encoding(call)).map_err(Failure::Bad)?;
+            let (encoding, count) = asked(call);
+            let mended = mend::embeddings(value, &call.model, encoding, count).map_err(Failure::Bad)?;
             json = serde_json::to_vec(&mended).unwrap_or_default().into();
         }
         let counted: Counted = serde_json::from_slice(&json).map_err(|error| no_json(&error))?;
@@ -59,10 +60,13 @@ impl Reply for Embedded {
     }
 }
 
-/// How the client reads vectors; the body was sound when it was admitted.
-fn encoding(call: &Call) -> Encoding {
-    let body = Body::read(&call.body);
-    body.map_or(Encoding::Float, |body| EmbeddingRequest::examine(&body).0.encoding)
+/// How the client reads vectors, and how many it waits for; the body was sound when it was admitted.
+fn asked(call: &Call) -> (Encoding, usize) {
+    let request = Body::read(&call.body).map(|body| EmbeddingRequest::examine(&body).0);
+    request.map_or_else(
+        |_| Default::default(),
+        |request| (request.encoding, request.inputs.len()),
+    )
 }
 
 fn no_json(error: &serde_json::Error) -> Failure {

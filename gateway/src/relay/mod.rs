@@ -24,7 +24,7 @@ use axum::{
 };
 use bytes::Bytes;
 use tokio::time::Instant;
-use wire::{ModelName, RequestState, WorkerId, openai::parameters::Kind};
+use wire::{ModelName, RequestState, WorkerId, WorkerKind, openai::parameters::Kind};
 
 use self::{
     aggregate::Uncollected,
@@ -166,6 +166,7 @@ async fn whole(state: AppState, call: Call, mut entry: Entry) -> Result<Response
             Err(Uncollected::Lost(open_entry, cause)) => {
                 entry = *open_entry;
                 call.request.trace.failed(&cause);
+                entry.worker_failed("lost");
                 past.add(&state, &call, worker.id.clone(), Failure::Lost(cause))
                     .inspect_err(|error| settle(&mut entry, error))?;
             }
@@ -248,6 +249,15 @@ fn settle(entry: &mut Entry, error: &ApiError) {
     entry.end(state, Some(error.code()));
 }
 
+/// What a broken answer says of who gave it: our worker has probably died and its next heartbeat tells, while a server
+/// that others call, too, lives on as long as it takes connections.
+fn lost(target: &Target) -> Outcome {
+    match target.kind {
+        WorkerKind::Own => Outcome::Broken,
+        WorkerKind::Attached => Outcome::Failed,
+    }
+}
+
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -286,6 +296,7 @@ async fn attempts<R: Reply>(
             Err(failure) => failure,
         };
         call.request.trace.failed(failure.cause());
+        entry.worker_failed(failure.kind());
         match &failure {
             Failure::Client(..) => {
                 lease.report(Outcome::Fine, None);
@@ -303,7 +314,8 @@ async fn attempts<R: Reply>(
                 continue;
             }
             Failure::Away(_) => lease.report(Outcome::Fine, None),
-            Failure::Connect(why) | Failure::Lost(why) => lease.report(Outcome::Broken, Some(why.clone())),
+            Failure::Connect(why) => lease.report(Outcome::Broken, Some(why.clone())),
+            Failure::Lost(why) => lease.report(lost(lease.target()), Some(why.clone())),
             Failure::Bad(_) | Failure::Silent(_) => lease.report(Outcome::Failed, Some(failure.cause().to_owned())),
         }
         past.add(state, call, worker, failure)?;
@@ -354,7 +366,7 @@ fn no_room(call: &Call) -> ApiError {
 
 async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<R, Failure> {
     let patience = Patience::new(state.config.relay.first_token_timeout);
-    let sent = state.upstream.send(lease.target(), call, entry.id());
+    let sent = state.upstream.send(lease.target(), call, entry);
     let response = patience.with(sent).await?;
     let prompt = response
         .headers()

@@ -150,6 +150,14 @@ impl Pump {
                     frame.extend_from_slice(ApiError::WorkerLost.event().as_bytes());
                     return Relayed::Last(frame.freeze());
                 }
+                Event::TooFew(choices) => {
+                    opened.count();
+                    opened.lease.report(Outcome::Fine, None);
+                    let error = ApiError::TooFewChoices(choices);
+                    settle(&mut opened.entry, &error);
+                    frame.extend_from_slice(error.event().as_bytes());
+                    return Relayed::Last(frame.freeze());
+                }
             }
         }
         opened.count();

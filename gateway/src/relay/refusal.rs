@@ -139,8 +139,14 @@ pub fn mend_json(json: &Value, kind: &str) -> Option<ErrorBody> {
         let messages: Vec<_> = list.iter().filter_map(|item| item.get("msg")?.as_str()).collect();
         (!messages.is_empty()).then(|| legible(&messages.join("; ")))
     };
+    let count = |key: &str| error.get(key).and_then(Value::as_u64);
+    // llama.cpp's words do not hold its numbers.
+    let too_long = count("n_prompt_tokens").zip(count("n_ctx")).map(|(prompt, context)| {
+        format!("This model's maximum context length is {context} tokens, but the prompt has {prompt}. Shorten it.")
+    });
     let message = error.as_str().map(legible);
     let message = message
+        .or(too_long)
         .or_else(|| text("message"))
         .or_else(|| text("detail"))
         .or_else(listed)?;

@@ -18,6 +18,7 @@ use wire::{ErrorBody, WorkerKind, openai::parameters::Kind};
 
 use super::{Call, refusal};
 use crate::{
+    books::Entry,
     config,
     error::{ApiError, chain},
     registry::{
@@ -65,6 +66,19 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Which of these it is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Lost(_) => "lost",
+            Self::Bad(_) => "bad",
+            Self::Silent(_) => "silent",
+            Self::Busy => "busy",
+            Self::Away(_) => "away",
+            Self::Client(..) => "client",
+        }
+    }
+
     /// What went wrong, for the log.
     pub fn cause(&self) -> &str {
         match self {
@@ -139,9 +153,9 @@ impl Upstream {
     }
 
     /// Sends the call; a response of status 200 is the only success.
-    pub async fn send(&self, target: &Target, call: &Call, id: &str) -> Result<reqwest::Response, Failure> {
+    pub async fn send(&self, target: &Target, call: &Call, entry: &Entry) -> Result<reqwest::Response, Failure> {
         let url = format!("{}{}", target.url, path(call.kind));
-        let headers = headers(target, call, id).map_err(|error| Failure::Bad(error.to_string()))?;
+        let headers = headers(target, call, entry).map_err(|error| Failure::Bad(error.to_string()))?;
         let response = if target.kind == WorkerKind::Own && url.starts_with("http://") {
             let mut request = Request::post(url)
                 .body(Full::new(call.body.clone()))
@@ -179,7 +193,7 @@ impl Upstream {
     }
 }
 
-fn headers(target: &Target, call: &Call, id: &str) -> Result<HeaderMap, axum::http::header::InvalidHeaderValue> {
+fn headers(target: &Target, call: &Call, entry: &Entry) -> Result<HeaderMap, axum::http::header::InvalidHeaderValue> {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT, HeaderValue::from_static(accept(call.kind)));
@@ -192,8 +206,9 @@ fn headers(target: &Target, call: &Call, id: &str) -> Result<HeaderMap, axum::ht
     }
     if target.kind == WorkerKind::Own {
         headers.insert(wire::EPOCH_HEADER, HeaderValue::from(target.epoch));
-        headers.insert(wire::REQUEST_HEADER, HeaderValue::from_str(id)?);
+        headers.insert(wire::REQUEST_HEADER, HeaderValue::from_str(entry.id())?);
     }
+    entry.tell(&mut headers);
     Ok(headers)
 }
 

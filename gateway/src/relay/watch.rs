@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Opened, answer::Answer, at};
+use super::{Opened, answer::Answer, at, lost};
 use crate::{error::ApiError, registry::members::Outcome, state::AppState};
 
 /// Watches one answer.
@@ -70,7 +70,8 @@ impl Watch {
         match &wake {
             Wake::Events => self.last_event = Instant::now(),
             Wake::Lost(cause) => {
-                opened.lease.report(Outcome::Broken, Some(cause.clone()));
+                let outcome = lost(opened.lease.target());
+                opened.lease.report(outcome, Some(cause.clone()));
                 tracing::warn!(
                     worker = opened.lease.target().id.as_str(),
                     request = opened.entry.id(),

@@ -32,6 +32,7 @@ use crate::{
     scheduler::{Dispatcher, QueueLimits},
     secret_file,
     shutdown::Lifecycle,
+    spans::Spans,
     state::{Credentials, Hive},
     upgrade::new::Inheritance,
 };
@@ -49,6 +50,7 @@ pub async fn open(home: PathBuf, config: Config, inheritance: Option<&mut Inheri
         Some(inheritance) => inheritance.lock().map_err(at_home)?,
         None => lock(&home)?,
     };
+    let spans = Spans::open(&config.otlp)?;
     let keys = home.join("keys");
     let pepper = Pepper::load_or_create(&keys).map_err(at_home)?;
     let db = db::open(&home.join("hive.db")).await?;
@@ -102,6 +104,7 @@ pub async fn open(home: PathBuf, config: Config, inheritance: Option<&mut Inheri
         keyring,
         tokens,
         metrics: metrics::start()?,
+        spans,
         audit,
         meters: Arc::new(meters),
         dispatcher,

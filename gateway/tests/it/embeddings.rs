@@ -110,12 +110,13 @@ async fn a_request_for_vectors_that_is_wrong_names_its_field() {
 #[tokio::test]
 async fn an_attached_servers_vectors_are_mended_and_its_lack_of_them_is_told() {
     let hive = Hive::start().await;
-    let strayed = json!({"data": [{"embedding": [0.5]}, {"embedding": [0.25]}], "model": "theirs", "usage": {"prompt_tokens": 2}, "x": null});
+    let strayed = json!({"data": [{"embedding": [0.5], "index": 1}, {"embedding": [0.25], "index": 0}], "model": "theirs", "x": null});
     let server = Server::to_attach(
         &["x"],
         None,
         vec![
             Script::answers(200, "application/json; charset=utf-8", &strayed.to_string()),
+            Script::answers(200, "application/json", &strayed.to_string()),
             Script::answers(200, "application/json", &strayed.to_string()),
             Script::answers(404, "text/plain", "404 page not found"),
         ],
@@ -125,13 +126,28 @@ async fn an_attached_servers_vectors_are_mended_and_its_lack_of_them_is_told() {
         .on_control("POST", "/control/v1/workers")
         .json(&json!({"url": server.url(), "id": "far"}));
     assert_eq!(Reply::to(attach).await.status, 201);
-    let list = hive.embedding("x").send().await.json().await;
+    let texts = json!(["One", "Two"]);
+    let list = hive
+        .embedding("x")
+        .with("input", texts.clone())
+        .send()
+        .await
+        .json()
+        .await;
     shapes::embeddings(&list);
-    assert_eq!((&list["model"], &list["data"][1]["index"]), (&json!("x"), &json!(1)));
+    assert_eq!(
+        (&list["model"], &list["data"][1]["embedding"]),
+        (&json!("x"), &json!([0.5]))
+    );
     // OpenAI's SDKs ask for base64 unasked, and take what comes for that.
-    let ask = hive.embedding("x").with("encoding_format", json!("base64"));
+    let ask = hive
+        .embedding("x")
+        .with("input", texts)
+        .with("encoding_format", json!("base64"));
     let encoded = ask.send().await.json().await;
-    assert_eq!(encoded["data"][0]["embedding"], "AAAAPw==");
+    assert_eq!(encoded["data"][1]["embedding"], "AAAAPw==");
+    // Two vectors for one text are nobody's.
+    hive.embedding("x").send().await.refused(502, "worker_failed").await;
     for _ in 0..4 {
         let error = hive.embedding("x").send().await.refused(400, "invalid_request").await;
         assert!(error["message"].as_str().unwrap().contains("embeddings"), "{error}");

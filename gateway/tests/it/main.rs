@@ -54,6 +54,7 @@ mod scheduling;
 mod secrets;
 mod silence;
 mod smuggling;
+mod spans;
 mod starting;
 mod stopping;
 mod storage;

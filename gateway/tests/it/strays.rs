@@ -99,6 +99,36 @@ async fn a_sloppy_stream_comes_out_strict() {
 }
 
 #[tokio::test]
+async fn a_server_that_makes_one_choice_of_two_is_no_silent_success() {
+    let (hive, _server) = attached(vec![Script::says(&["a"])]).await;
+    let ask = hive.chat("x").with("n", json!(2));
+    let error = ask.clone().send().await.refused(400, "unsupported_parameter").await;
+    assert_eq!(error["param"], "n");
+    let events = ask.stream().send().await.events().await;
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["param"], "n", "{events:?}");
+    assert!(hive.requests().await.iter().all(|request| request["state"] == "failed"));
+}
+
+#[tokio::test]
+async fn one_bad_answer_does_not_shut_a_server_out() {
+    let begins = || Script::begins(&["a"]);
+    for script in [
+        begins().end(),
+        begins().data("oh"),
+        begins().reset(),
+        events(&[json!({"choices": []})]),
+    ] {
+        let (hive, server) = attached(vec![script, Script::begins(&["a"]).data("").ends(1)]).await;
+        let probes = server.listed();
+        hive.chat("x").stream().send().await.text().await;
+        assert_eq!(hive.chat("x").send().await.status, 200);
+        assert_eq!(hive.worker_view("far").await["state"], "ready");
+        assert!(server.listed() <= probes + 1, "it needed no probe to be well again");
+    }
+}
+
+#[tokio::test]
 async fn sloppy_calls_come_out_strict() {
     let delta = |delta: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": null}]});
     let script = || {
@@ -211,9 +241,9 @@ async fn errors_of_any_shape_come_out_in_the_envelope() {
         (
             400,
             json,
-            r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"exceed_context_size_error","n_ctx":512}}"#,
+            r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"exceed_context_size_error","n_prompt_tokens":700,"n_ctx":512}}"#,
             "context_length_exceeded",
-            "context size",
+            "512 tokens, but the prompt has 700",
         ),
     ] {
         let (hive, _server) = attached(vec![Script::answers(status, kind, body)]).await;

@@ -1,14 +1,27 @@
 //! One choice's deltas: who speaks is said once, calls are told apart by their index and named once.
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
+
+/// A call that has begun, as far as it is needed to tell it from the next.
+#[derive(Debug)]
+struct Call {
+    /// The server's id, if it gave one.
+    id: Option<String>,
+    name: String,
+    /// What has come of its arguments, if it has no id.
+    arguments: String,
+}
 
 /// What a choice has said so far, as far as the next delta depends on it.
 #[derive(Debug, Default)]
 pub struct Said {
     /// The role has been sent.
     begun: bool,
-    /// The calls that have begun, by their index; the server's ids, to tell them apart if it has no indexes.
-    calls: Vec<Option<String>>,
+    /// The calls that have begun, by their index.
+    calls: Vec<Call>,
+    /// A call in the older form has begun.
+    older_call: bool,
     /// Characters of the tokens whose log-probabilities have come.
     pub offset: u64,
 }
@@ -32,14 +45,18 @@ impl Said {
         delta.remove("role");
         delta.retain(|key, value| match key.as_str() {
             "refusal" | "reasoning_content" | "reasoning" => value.is_string(),
-            "function_call" => value.is_object(),
+            "function_call" => self.older_call(value),
             _ => !value.is_null(),
         });
         if !self.begun {
             self.begun = true;
             delta.insert("role".into(), "assistant".into());
             if content.is_none() {
-                let silent = if calls.is_empty() { json!("") } else { Value::Null };
+                let silent = if calls.is_empty() && !self.older_call {
+                    json!("")
+                } else {
+                    Value::Null
+                };
                 delta.insert("content".into(), silent);
             }
         }
@@ -70,31 +87,56 @@ impl Said {
             // Some servers send them parsed.
             Some(other) => other.to_string(),
         };
-        let index = self.index_of(call.get("index").and_then(Value::as_u64), id.as_ref(), name.is_some());
-        if index < self.calls.len() {
+        let index = call.get("index").and_then(Value::as_u64);
+        let index = self.index_of(index, id.as_ref(), name.as_deref(), &arguments);
+        if let Some(held) = self.calls.get_mut(index) {
+            if held.id.is_none() {
+                held.arguments.push_str(&arguments);
+            }
             return Some(json!({"index": index, "function": {"arguments": arguments}}));
         }
         let shown = id.clone().unwrap_or_else(|| format!("call_{own_id}_{index}"));
-        self.calls.push(id);
-        let function = json!({"name": name.unwrap_or_default(), "arguments": arguments});
+        let name = name.unwrap_or_default();
+        let function = json!({"name": name, "arguments": arguments});
+        self.calls.push(Call { id, name, arguments });
         Some(json!({"index": index, "id": shown, "type": "function", "function": function}))
     }
 
     /// Which call a fragment belongs to: by its index, else by its id, else it begins one if it has a name.
-    fn index_of(&self, index: Option<u64>, id: Option<&String>, named: bool) -> usize {
+    fn index_of(&self, index: Option<u64>, id: Option<&String>, name: Option<&str>, arguments: &str) -> usize {
         let next = self.calls.len();
         if let Some(index) = index.and_then(|index| usize::try_from(index).ok()) {
-            // A server that calls every call its first tells them apart by ids.
+            // Some servers call every call their first.
             let held = self.calls.get(index).filter(|_| next - 1 == index);
-            let other = named && id.is_some() && held.is_some_and(|held| held.as_ref() != id);
+            let other = name.is_some_and(|name| held.is_some_and(|held| held.is_over(id, name, arguments)));
             return if other { next } else { index.min(next) };
         }
-        let known = id.and_then(|id| self.calls.iter().position(|call| call.as_ref() == Some(id)));
+        let known = id.and_then(|id| self.calls.iter().position(|call| call.id.as_ref() == Some(id)));
         match known {
             Some(known) => known,
-            None if named || next == 0 => next,
+            None if name.is_some() || next == 0 => next,
             None => next - 1,
         }
+    }
+
+    /// Whether this is a call in the older form; it is named once.
+    fn older_call(&mut self, call: &mut Value) -> bool {
+        let Value::Object(call) = call else { return false };
+        call.retain(|key, value| value.is_string() && !(self.older_call && key == "name"));
+        self.older_call = true;
+        true
+    }
+}
+
+impl Call {
+    /// Whether a named fragment under the same index begins another call: by its id, or if it has none, because the name is
+    /// another or nothing can follow what has come.
+    fn is_over(&self, id: Option<&String>, name: &str, arguments: &str) -> bool {
+        if id.is_some() {
+            return self.id.as_ref() != id;
+        }
+        let is_complete = || serde_json::from_str::<IgnoredAny>(&self.arguments).is_ok();
+        self.name != name || !arguments.is_empty() && is_complete()
     }
 }
 

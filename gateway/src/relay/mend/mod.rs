@@ -61,9 +61,15 @@ impl Mender {
         };
         let mut mended = Vec::with_capacity(choices.len());
         for (place, choice) in choices.into_iter().enumerate() {
-            if let Value::Object(choice) = choice {
-                mended.push(Value::Object(self.choice(place as u64, choice)?));
+            let Value::Object(choice) = choice else { continue };
+            let index = choice.get("index").and_then(Value::as_u64).unwrap_or(place as u64);
+            // OpenAI's SDK for Python puts choices where the first of them says, one after the other.
+            for earlier in 0..index.min(MOST) {
+                if self.kind == Kind::Chat && !self.said.contains_key(&earlier) {
+                    mended.push(Value::Object(self.choice(earlier, Map::new())?));
+                }
             }
+            mended.push(Value::Object(self.choice(index, choice)?));
         }
         self.head(&mut chunk);
         chunk.insert("choices".into(), mended.into());
@@ -128,7 +134,8 @@ impl Mender {
         let id = self
             .id
             .get_or_insert_with(|| match chunk.get("id").and_then(Value::as_str) {
-                Some(id) if !id.is_empty() => id.to_owned(),
+                // Some servers count their answers, and begin anew with each start.
+                Some(id) if id.starts_with(prefix) => id.to_owned(),
                 _ => format!("{prefix}-{}", self.own_id),
             });
         let created = *self.created.get_or_insert_with(|| seconds(chunk.get("created")));
@@ -139,8 +146,7 @@ impl Mender {
         chunk.insert("model".into(), self.model.as_str().into());
     }
 
-    fn choice(&mut self, place: u64, mut choice: Map<String, Value>) -> Result<Map<String, Value>, String> {
-        let index = choice.get("index").and_then(Value::as_u64).unwrap_or(place);
+    fn choice(&mut self, index: u64, mut choice: Map<String, Value>) -> Result<Map<String, Value>, String> {
         if index >= MOST {
             return Err(format!("it sent a choice of the index {index}"));
         }
@@ -160,6 +166,7 @@ impl Mender {
                 _ => Map::new(),
             };
             choice.remove("message");
+            choice.remove("text");
             choice.insert("delta".into(), said.delta(delta, &self.own_id).into());
             if let Some(logprobs) = choice.remove("logprobs").and_then(delta::logprobs) {
                 choice.insert("logprobs".into(), logprobs);

@@ -31,7 +31,7 @@ fn a_bare_chunk_gets_what_every_chunk_must_have() {
     );
     let second = mend(
         &mut mender,
-        json!({"id": "later", "created": 5, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "b", "tool_calls": null, "reasoning_content": "hm"}, "finish_reason": ""}]}),
+        json!({"id": "chatcmpl-later", "created": 5, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "b", "tool_calls": null, "reasoning_content": "hm"}, "finish_reason": ""}]}),
     );
     assert_eq!((&second["id"], &second["created"]), (&first["id"], &first["created"]));
     assert_eq!(
@@ -130,6 +130,82 @@ fn calls_are_named_once_and_told_apart() {
 }
 
 #[test]
+fn calls_that_all_say_they_are_the_first_are_told_apart() {
+    let told = |fragments: &[(&str, &str)]| {
+        let mut mender = mender();
+        let mut calls: Vec<(String, String)> = Vec::new();
+        for (name, arguments) in fragments {
+            let call = json!({"index": 0, "function": {"name": name, "arguments": arguments}});
+            let chunk = mend(
+                &mut mender,
+                json!({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}),
+            );
+            let call = &chunk["choices"][0]["delta"]["tool_calls"][0];
+            let [name, more] = ["name", "arguments"].map(|key| call["function"][key].as_str().unwrap_or_default());
+            match calls.get_mut(usize::try_from(call["index"].as_u64().unwrap()).unwrap()) {
+                Some((_, arguments)) => arguments.push_str(more),
+                None => calls.push((name.to_owned(), more.to_owned())),
+            }
+        }
+        let calls = calls.iter().map(|(name, arguments)| format!("{name}({arguments})"));
+        calls.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        told(&[("f", "{\"a\":1}"), ("g", "{\"b\":2}")]),
+        "f({\"a\":1}) g({\"b\":2})"
+    );
+    assert_eq!(told(&[("f", "{}"), ("f", "{}")]), "f({}) f({})");
+    assert_eq!(
+        told(&[("f", ""), ("f", "{\"a\""), ("f", ":1}"), ("f", "")]),
+        "f({\"a\":1})"
+    );
+    assert_eq!(told(&[("f", "{}"), ("", "")]), "f({})");
+}
+
+#[test]
+fn no_choice_comes_before_those_of_a_smaller_index() {
+    let mut mender = mender();
+    let chunk = mend(
+        &mut mender,
+        json!({"choices": [{"index": 2, "delta": {"content": "c"}}]}),
+    );
+    let indexes: Vec<_> = chunk["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["index"].as_u64())
+        .collect();
+    assert_eq!(indexes, [Some(0), Some(1), Some(2)]);
+    let first = json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null});
+    assert_eq!(chunk["choices"][0], first);
+    let chunk = mend(
+        &mut mender,
+        json!({"choices": [{"index": 0, "delta": {"content": "a"}}]}),
+    );
+    assert_eq!(
+        chunk["choices"],
+        json!([{"index": 0, "delta": {"content": "a"}, "finish_reason": null}])
+    );
+}
+
+#[test]
+fn a_call_in_the_older_form_is_named_once() {
+    let mut mender = mender();
+    let mut delta = |call: Value| {
+        let chunk = mend(&mut mender, json!({"choices": [{"delta": {"function_call": call}}]}));
+        chunk["choices"][0]["delta"].clone()
+    };
+    assert_eq!(
+        delta(json!({"name": "f", "arguments": "{"})),
+        json!({"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{"}})
+    );
+    assert_eq!(
+        delta(json!({"name": "f", "arguments": "}"})),
+        json!({"function_call": {"arguments": "}"}})
+    );
+}
+
+#[test]
 fn one_tokens_logprobs_become_a_list() {
     let flat = json!({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]});
     let chunk = mend(
@@ -162,7 +238,7 @@ fn a_completion_gets_the_older_logprobs_whatever_form_they_had() {
 #[test]
 fn an_answer_in_one_piece_becomes_the_chunks_it_would_have_been() {
     let mut mender = mender();
-    let piece = json!({"id": "x", "created": 5, "object": "chat.completion", "choices": [
+    let piece = json!({"id": "chatcmpl-x", "created": 5, "object": "chat.completion", "choices": [
         {"message": {"role": "assistant", "content": "hi", "refusal": null}, "logprobs": null, "finish_reason": "length"},
         {"index": 1, "message": {"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}, "finish_reason": "stop"},
     ], "usage": {"prompt_tokens": 1, "completion_tokens": 2}});
@@ -182,7 +258,7 @@ fn an_answer_in_one_piece_becomes_the_chunks_it_would_have_been() {
     assert!(
         chunks
             .iter()
-            .all(|chunk| chunk["id"] == "x" && chunk["object"] == "chat.completion.chunk")
+            .all(|chunk| chunk["id"] == "chatcmpl-x" && chunk["object"] == "chat.completion.chunk")
     );
     assert_eq!(mender.last().unwrap()["usage"]["total_tokens"], 3);
 }
@@ -229,6 +305,7 @@ fn no_chunk_makes_it_panic() {
                         json!({"data": [{"embedding": a, "index": b}], "usage": b}),
                         &"m".parse().unwrap(),
                         wire::openai::Encoding::Float,
+                        1,
                     ),
                 );
             }

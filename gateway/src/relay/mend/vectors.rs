@@ -4,8 +4,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 use wire::{ModelName, openai::Encoding};
 
-/// An answer with embeddings as a client may see it: OpenAI's keys, every vector in its place.
-pub fn embeddings(answer: Value, model: &ModelName, encoding: Encoding) -> Result<Value, String> {
+/// An answer with embeddings as a client may see it: OpenAI's keys, and one vector for each of `count` texts, in their
+/// order.
+pub fn embeddings(answer: Value, model: &ModelName, encoding: Encoding, count: usize) -> Result<Value, String> {
     let Value::Object(mut answer) = answer else {
         return Err("it answered what is no object".into());
     };
@@ -20,8 +21,20 @@ pub fn embeddings(answer: Value, model: &ModelName, encoding: Encoding) -> Resul
         let vector = entry.remove("embedding").unwrap_or_default();
         let vector = encoded(vector, encoding).ok_or("an entry of its `data` has no vector of numbers")?;
         let index = entry.get("index").and_then(Value::as_u64).unwrap_or(place as u64);
-        mended.push(json!({"object": "embedding", "index": index, "embedding": vector}));
+        mended.push((index, vector));
     }
+    // Clients take the vectors as they come for the texts as they went.
+    mended.sort_by_key(|(index, _)| *index);
+    if !mended.iter().map(|(index, _)| *index).eq(0..count as u64) {
+        return Err(format!(
+            "it answered {} vectors, not one for each of {count} texts",
+            mended.len()
+        ));
+    }
+    let mended: Vec<Value> = mended
+        .into_iter()
+        .map(|(index, vector)| json!({"object": "embedding", "index": index, "embedding": vector}))
+        .collect();
     let mut list = Map::new();
     list.insert("object".into(), "list".into());
     list.insert("data".into(), mended.into());
@@ -29,9 +42,9 @@ pub fn embeddings(answer: Value, model: &ModelName, encoding: Encoding) -> Resul
     let prompt = answer
         .get("usage")
         .and_then(|usage| usage.get("prompt_tokens")?.as_u64());
-    if let Some(prompt) = prompt {
-        list.insert("usage".into(), json!({"prompt_tokens": prompt, "total_tokens": prompt}));
-    }
+    // OpenAI's document requires it; a server that counts nothing has counted nothing.
+    let prompt = prompt.unwrap_or(0);
+    list.insert("usage".into(), json!({"prompt_tokens": prompt, "total_tokens": prompt}));
     Ok(list.into())
 }
 
@@ -51,9 +64,9 @@ fn encoded(vector: Value, encoding: Encoding) -> Option<Value> {
         (Value::String(text), Encoding::Float) => {
             let bytes = BASE64_STANDARD.decode(text).ok()?;
             let floats = bytes
-                .chunks_exact(4)
-                .filter_map(|four| Some(f32::from_le_bytes(four.try_into().ok()?)));
-            Some(floats.collect())
+                .chunks(4)
+                .map(|four| Some(f32::from_le_bytes(four.try_into().ok()?)));
+            floats.collect()
         }
         _ => None,
     }
@@ -64,7 +77,8 @@ mod tests {
     use super::*;
 
     fn mend(answer: Value, encoding: Encoding) -> Result<Value, String> {
-        embeddings(answer, &"asked".parse().unwrap(), encoding)
+        let count = answer["data"].as_array().map_or(0, Vec::len);
+        embeddings(answer, &"asked".parse().unwrap(), encoding, count)
     }
 
     #[test]
@@ -79,6 +93,8 @@ mod tests {
                 "usage": {"prompt_tokens": 4, "total_tokens": 4}})
         );
         for bad in [
+            json!({"data": [{"embedding": [1.0], "index": 1}, {"embedding": [2.0], "index": 1}]}),
+            json!({"data": [{"embedding": [1.0], "index": 1}]}),
             json!({"error": "x"}),
             json!([]),
             json!({"data": [{"embedding": ["x"]}]}),
@@ -87,6 +103,18 @@ mod tests {
             assert!(mend(bad.clone(), Encoding::Float).is_err(), "{bad}");
             assert!(mend(bad.clone(), Encoding::Base64).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn vectors_come_in_the_order_of_their_texts_and_none_is_missing() {
+        let answer = json!({"data": [{"embedding": [2.0], "index": 1}, {"embedding": [1.0], "index": 0}]});
+        let list = mend(answer.clone(), Encoding::Float).unwrap();
+        assert_eq!(
+            (&list["data"][0]["embedding"], &list["data"][1]["index"]),
+            (&json!([1.0]), &json!(1))
+        );
+        assert_eq!(list["usage"], json!({"prompt_tokens": 0, "total_tokens": 0}));
+        assert!(embeddings(answer, &"m".parse().unwrap(), Encoding::Float, 3).is_err());
     }
 
     #[test]
@@ -99,6 +127,11 @@ mod tests {
             assert_eq!(told(Encoding::Float), json!([1.0, -2.5]));
             assert_eq!(told(Encoding::Base64), json!("AACAPwAAIMA="));
         }
-        assert!(mend(json!({"data": [{"embedding": "?"}]}), Encoding::Float).is_err());
+        for bad in ["?", "AACAPwA="] {
+            assert!(
+                mend(json!({"data": [{"embedding": bad}]}), Encoding::Float).is_err(),
+                "{bad}"
+            );
+        }
     }
 }
