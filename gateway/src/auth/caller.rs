@@ -162,6 +162,9 @@ fn credential(headers: &HeaderMap) -> Result<String, ApiError> {
                 ApiError::Unauthenticated("The credential is not plain ASCII. Send `Authorization: Bearer KEY`.")
             })?;
             let secret = if bearer { strip_bearer(text)? } else { text.trim() };
+            if secret.is_empty() {
+                continue;
+            }
             match found {
                 Some(other) if other != secret => {
                     return Err(ApiError::Invalid {
@@ -173,12 +176,9 @@ fn credential(headers: &HeaderMap) -> Result<String, ApiError> {
             }
         }
     }
-    found
-        .filter(|secret| !secret.is_empty())
-        .map(ToOwned::to_owned)
-        .ok_or(ApiError::Unauthenticated(
-            "You did not provide an API key. Send it as `Authorization: Bearer KEY`.",
-        ))
+    found.map(ToOwned::to_owned).ok_or(ApiError::Unauthenticated(
+        "You did not provide an API key. Send it as `Authorization: Bearer KEY`.",
+    ))
 }
 
 /// The scheme is case-insensitive (RFC 9110, section 11.1).
@@ -212,6 +212,7 @@ mod tests {
         assert_eq!(from(&[("x-api-key", "k")]).unwrap(), "k");
         assert_eq!(from(&[("authorization", "Bearer k"), ("x-api-key", "k")]).unwrap(), "k");
         assert_eq!(from(&[("authorization", "Bearer k"), ("x-api-key", "l")]), Err("400"));
+        assert_eq!(from(&[("authorization", ""), ("x-api-key", "k")]).unwrap(), "k");
         for none in [
             &[][..],
             &[("authorization", "")],
