@@ -8,7 +8,7 @@ mod meter;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use wire::{KeyLimits, KeyView};
@@ -17,6 +17,8 @@ pub use self::meter::{Limit, Refusal, Share, Standing};
 use self::meter::{Meter, Moment};
 use crate::metrics;
 
+/// Milliseconds of a day.
+const DAY_MS: i64 = 24 * 3_600_000;
 /// Meters that are kept without asking whether they still count anything.
 const FEW: usize = 10_000;
 
@@ -122,13 +124,15 @@ impl Drop for Reservation {
 
 /// The day it is (UTC), in days since 1970.
 pub fn today() -> i64 {
-    crate::now_ms().div_euclid(24 * 3_600_000)
+    crate::now_ms().div_euclid(DAY_MS)
 }
 
 fn now() -> Moment {
+    let ms = crate::now_ms();
     Moment {
         instant: Instant::now(),
-        day: today(),
+        day: ms.div_euclid(DAY_MS),
+        day_left: Duration::from_millis((DAY_MS - ms.rem_euclid(DAY_MS)).unsigned_abs()),
     }
 }
 

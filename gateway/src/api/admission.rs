@@ -69,11 +69,12 @@ pub fn tell(standing: &Standing, headers: &mut HeaderMap) {
             continue;
         };
         let facts = [
-            ("limit", most.to_string()),
-            ("remaining", left.to_string()),
-            ("reset", reset(full_in)),
+            ("limit", Some(most.to_string())),
+            ("remaining", Some(left.to_string())),
+            ("reset", full_in.map(reset)),
         ];
         for (what, value) in facts {
+            let Some(value) = value else { continue };
             let name = HeaderName::try_from(format!("x-ratelimit-{what}-{unit}"));
             if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
                 headers.insert(name, value);
@@ -87,7 +88,8 @@ fn reset(time: std::time::Duration) -> String {
     match (time.as_secs(), time.subsec_millis()) {
         (0, ms) => format!("{ms}ms"),
         (s @ 1..60, _) => format!("{s}s"),
-        (s, _) => format!("{}m{}s", s / 60, s % 60),
+        (s @ 60..3600, _) => format!("{}m{}s", s / 60, s % 60),
+        (s, _) => format!("{}h{}m{}s", s / 3600, s / 60 % 60, s % 60),
     }
 }
 
@@ -105,6 +107,7 @@ mod tests {
             (1000, "1s"),
             (59_999, "59s"),
             (360_000, "6m0s"),
+            (7_384_000, "2h3m4s"),
         ] {
             assert_eq!(reset(Duration::from_millis(ms)), text);
         }
@@ -115,7 +118,7 @@ mod tests {
         let share = Share {
             most: 60,
             left: 59,
-            full_in: Duration::from_secs(1),
+            full_in: Some(Duration::from_secs(1)),
         };
         let mut headers = HeaderMap::new();
         tell(

@@ -18,6 +18,8 @@ pub struct Moment {
     pub instant: Instant,
     /// Days since 1970 (UTC).
     pub day: i64,
+    /// How long that day still is.
+    pub day_left: Duration,
 }
 
 /// Which limit was reached.
@@ -52,24 +54,24 @@ pub struct Refusal {
     pub standing: Standing,
 }
 
-/// How a key stands with its limits per minute, as `x-ratelimit-*` headers say it.
+/// How a key stands with its limits, as `x-ratelimit-*` headers say it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Requests.
+    /// Requests in a minute.
     pub requests: Option<Share>,
-    /// Tokens.
+    /// Tokens, by the limit of which least is left: in a minute, in a day, or in all.
     pub tokens: Option<Share>,
 }
 
-/// What is left of a limit per minute.
+/// What is left of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     /// The limit.
     pub most: u64,
     /// What could be used now.
     pub left: u64,
-    /// When all of it can be used again, if nothing is used until then.
-    pub full_in: Duration,
+    /// When all of it can be used again, if nothing is used until then; none if that is never.
+    pub full_in: Option<Duration>,
 }
 
 /// One key's counts.
@@ -209,11 +211,19 @@ impl Meter {
         let share = |bucket: &Bucket| Share {
             most: bucket.most,
             left: bucket.left(now.instant),
-            full_in: bucket.wait_for(bucket.most, now.instant),
+            full_in: Some(bucket.wait_for(bucket.most, now.instant)),
         };
+        let fixed = self.fixed().into_iter().filter_map(|(limit, most, used)| {
+            Some(Share {
+                most: most?,
+                left: self.left_of(most?, used),
+                full_in: (limit == Limit::TokensPerDay).then_some(now.day_left),
+            })
+        });
+        let tokens = self.tokens.as_ref().map(share);
         Standing {
             requests: self.requests.as_ref().map(share),
-            tokens: self.tokens.as_ref().map(share),
+            tokens: tokens.into_iter().chain(fixed).min_by_key(|share| share.left),
         }
     }
 }
@@ -283,6 +293,7 @@ mod tests {
         Moment {
             instant: start + Duration::from_secs(seconds),
             day: i64::try_from(seconds / 86_400).unwrap(),
+            day_left: Duration::from_secs(86_400 - seconds % 86_400),
         }
     }
 
@@ -303,7 +314,10 @@ mod tests {
         assert_eq!((refusal.limit, refusal.left), (Limit::RequestsPerMinute, 0));
         assert_eq!(refusal.retry_after, Duration::from_secs(30));
         let share = refusal.standing.requests.unwrap();
-        assert_eq!((share.most, share.left, share.full_in), (2, 0, Duration::from_secs(60)));
+        assert_eq!(
+            (share.most, share.left, share.full_in),
+            (2, 0, Some(Duration::from_secs(60)))
+        );
         assert!(meter.reserve(0, 0, at(start, 29)).is_err());
         assert!(meter.reserve(0, 0, at(start, 30)).is_ok());
         assert!(meter.reserve(0, 0, at(start, 31)).is_err());
@@ -364,9 +378,13 @@ mod tests {
             (refusal.limit, refusal.most, refusal.retry_after),
             (Limit::TokensPerDay, 50, LONGEST_WAIT)
         );
+        let told = refusal.standing.tokens.unwrap();
+        let rest_of_the_day = Some(Duration::from_secs(86_380));
+        assert_eq!((told.most, told.left, told.full_in), (50, 0, rest_of_the_day));
         let tomorrow = at(start, 86_400);
         let refusal = meter.reserve(21, 0, tomorrow).unwrap_err();
         assert_eq!((refusal.limit, refusal.left), (Limit::TokenBudget, 20));
+        assert_eq!(refusal.standing.tokens.unwrap().full_in, None);
         assert!(meter.reserve(20, 0, tomorrow).is_ok());
     }
 

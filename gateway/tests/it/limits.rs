@@ -85,8 +85,10 @@ async fn a_request_that_names_no_limit_is_not_refused_for_a_guess() {
         .join()
         .await;
     let (_, key) = key(&hive, json!({"tokens_per_day": 60})).await;
-    assert_eq!(hive.chat("m").key(&key).send().await.status, 200);
+    let first = hive.chat("m").key(&key).send().await;
+    assert_eq!(first.header("x-ratelimit-limit-tokens"), "60");
     let most = hive.chat("m").key(&key).with("max_tokens", json!(100)).send().await;
+    assert_eq!(most.header("x-ratelimit-remaining-tokens"), "50");
     most.refused(429, "rate_limit_exceeded").await;
 }
 
