@@ -65,12 +65,20 @@ impl Reader {
         pieces
     }
 
-    /// Nothing more comes: what was held back is text, or the rest of arguments.
+    /// Nothing more comes: what was held back is text, the rest of arguments, or the beginning of a call, which is nothing
+    /// for a reader.
     pub fn finish(&mut self) -> Vec<Piece> {
         let held = std::mem::take(&mut self.held);
+        let rest = held.trim();
         let is_text = match self.place {
             Place::Text if !self.called => !held.is_empty(),
-            Place::Text | Place::Between => !held.trim().is_empty(),
+            Place::Text => !self.dialect.open().starts_with(rest),
+            Place::Between => {
+                let ends = self.dialect.close().is_some_and(|close| close.starts_with(rest));
+                // Without a mark a brace alone says nothing.
+                let is_marked = self.dialect != Dialect::Llama || rest.contains("\"name\"");
+                !ends && !(is_marked && Head::of(rest) == Head::Partial)
+            }
             Place::Arguments(_) | Place::Tail => false,
         };
         if is_text { vec![Piece::Text(held)] } else { Vec::new() }

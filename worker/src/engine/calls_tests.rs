@@ -102,10 +102,30 @@ fn what_only_looks_like_a_call_is_text() {
         [text("{\"x\": 1}")]
     );
     assert_eq!(said(Dialect::Hermes, "<tool_call>nonsense"), [text("nonsense")]);
-    assert_eq!(
-        said(Dialect::Hermes, "<tool_call>{\"name\": \"f"),
-        [text("{\"name\": \"f")]
-    );
+    assert_eq!(said(Dialect::Hermes, "a <tool"), [text("a <tool")]);
+}
+
+#[test]
+fn the_beginning_of_a_call_that_was_cut_short_is_no_text() {
+    for (dialect, cut) in [
+        (Dialect::Hermes, "<tool_call>\n"),
+        (Dialect::Hermes, "<tool_call>{\"na"),
+        (Dialect::Hermes, "<tool_call>{\"name\": \"f\", \"arg"),
+        (Dialect::Llama, "{\"name\": \"f"),
+        (Dialect::Mistral, "[TOOL_CALLS][{\"name\":"),
+    ] {
+        assert_eq!(said(dialect, cut), [], "{cut}");
+    }
+    let whole = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+    for cut in ["\n\n<tool_call", "\n<tool_call>{\"name", "\n"] {
+        assert_eq!(
+            said(Dialect::Hermes, &format!("{whole}{cut}")),
+            call("f", "{}"),
+            "{cut}"
+        );
+    }
+    let open = whole.trim_end_matches("call>");
+    assert_eq!(said(Dialect::Hermes, open), call("f", "{}"));
 }
 
 #[test]
