@@ -16,7 +16,7 @@ use tower_http::{
 };
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config as Swagger, SwaggerUi};
@@ -39,14 +39,14 @@ const HEADERS: (usize, usize) = (64, 32 * 1024);
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Hive", description = "One OpenAI-compatible endpoint over the GPUs you own.", license(name = "GPL-3.0-or-later", identifier = "GPL-3.0-or-later")),
-    security(("key" = [])), modifiers(&Key)
+    security(("key" = []), ("key_in_header" = [])), modifiers(&Key)
 )]
 struct DataDoc;
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Hive control plane", description = "Workers, models, keys and requests of a hive, for its operators.", license(name = "GPL-3.0-or-later", identifier = "GPL-3.0-or-later")),
-    security(("key" = [])), modifiers(&Key)
+    security(("key" = []), ("key_in_header" = [])), modifiers(&Key)
 )]
 struct ControlDoc;
 
@@ -58,9 +58,10 @@ impl Modify for Key {
             .scheme(HttpAuthScheme::Bearer)
             .description(Some("An API key, `hvk_…`"))
             .build();
-        doc.components
-            .get_or_insert_default()
-            .add_security_scheme("key", SecurityScheme::Http(bearer));
+        let header = ApiKeyValue::with_description("x-api-key", "The same, as some clients send it");
+        let components = doc.components.get_or_insert_default();
+        components.add_security_scheme("key", SecurityScheme::Http(bearer));
+        components.add_security_scheme("key_in_header", SecurityScheme::ApiKey(ApiKey::Header(header)));
     }
 }
 
@@ -168,7 +169,7 @@ fn completed(mut doc: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     #[openapi(paths(api::models::show))]
     struct One;
     doc.merge(One::openapi());
-    api::schema::tell_parameters(&mut doc);
+    api::schema::tell_of_asking(&mut doc);
     named(doc)
 }
 

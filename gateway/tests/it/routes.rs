@@ -53,7 +53,7 @@ async fn the_document_lets_a_browser_try_it_out_with_a_key() {
     let hive = Hive::start().await;
     let document = Reply::to(hive.stranger("GET", "/openapi.json")).await.json().await;
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
-    assert_eq!(document["security"], json!([{"key": []}]));
+    assert_eq!(document["security"], json!([{"key": []}, {"key_in_header": []}]));
     assert_eq!(document["paths"]["/healthz"]["get"]["security"], json!([{}]));
     let body = &document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"];
     assert!(body["application/json"]["schema"].is_object(), "{body}");

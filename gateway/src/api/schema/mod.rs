@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
+pub mod headers;
 
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
@@ -11,13 +12,18 @@ use wire::{
     openai::parameters::{self, Kind},
 };
 
-/// Adds to each route what becomes of its parameters on our engines, from the one table that the code goes by.
-pub fn tell_parameters(document: &mut utoipa::openapi::OpenApi) {
-    for (path, kind) in [
-        ("/v1/chat/completions", Kind::Chat),
-        ("/v1/completions", Kind::Completions),
-        ("/v1/embeddings", Kind::Embeddings),
-    ] {
+/// The routes that ask a worker.
+const ASKING: [(&str, Kind); 3] = [
+    ("/v1/chat/completions", Kind::Chat),
+    ("/v1/completions", Kind::Completions),
+    ("/v1/embeddings", Kind::Embeddings),
+];
+
+/// Adds to each route that asks a worker its headers, and what becomes of its parameters on our engines, from the one
+/// table that the code goes by.
+pub fn tell_of_asking(document: &mut utoipa::openapi::OpenApi) {
+    headers::tell(document, ASKING.map(|(path, _)| path));
+    for (path, kind) in ASKING {
         let route = document.paths.paths.get_mut(path);
         if let Some(operation) = route.and_then(|route| route.post.as_mut()) {
             let text = operation.description.get_or_insert_default();
