@@ -12,8 +12,13 @@ use std::{
 
 use gateway::{audit::verify::Verdict, db};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    client::conn::{http1, http2},
+    header,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::{sys::signal, unistd::Pid};
 use serde_json::json;
 use tokio::{net::TcpStream, task::JoinHandle};
@@ -88,7 +93,11 @@ impl Load {
                 let mut caller = Caller::new(address, key);
                 while !stop.load(Ordering::Relaxed) {
                     let nth = done.load(Ordering::Relaxed);
-                    let asked = caller.ask(number % 2 == 0).await;
+                    let stream = number % 2 == 0;
+                    let asked = match number % 3 {
+                        2 => caller.ask_over_h2(stream).await,
+                        _ => caller.ask(stream).await,
+                    };
                     asked.map_err(|why| format!("caller {number}, about request {nth}: {why}"))?;
                     done.fetch_add(1, Ordering::Relaxed);
                 }
@@ -123,15 +132,16 @@ struct Caller {
     address: SocketAddr,
     key: String,
     connection: Option<http1::SendRequest<Full<Bytes>>>,
+    h2: Option<http2::SendRequest<Full<Bytes>>>,
 }
 
 impl Caller {
     fn new(address: SocketAddr, key: String) -> Self {
-        let connection = None;
         Self {
             address,
             key,
-            connection,
+            connection: None,
+            h2: None,
         }
     }
 
@@ -140,13 +150,7 @@ impl Caller {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream});
-        let request = Request::post("/v1/chat/completions")
-            .header(header::HOST, self.address.to_string())
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.key))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body.to_string()))
-            .unwrap();
+        let request = self.request("", stream);
         // A connection that was closed without a word is a request lost.
         connection
             .ready()
@@ -154,21 +158,59 @@ impl Caller {
             .map_err(|error| format!("not ready: {error}"))?;
         let reply = connection.send_request(request).await;
         let reply = reply.map_err(|error| format!("no head: {error:?}"))?;
-        let status = reply.status();
         let is_last = reply
             .headers()
             .get(header::CONNECTION)
             .is_some_and(|last| last == "close");
-        let body = reply.into_body().collect().await;
-        let body = body.map_err(|error| format!("half a body: {error:?}"))?.to_bytes();
-        let text = String::from_utf8_lossy(&body);
-        if status != 200 || stream != text.ends_with("data: [DONE]\n\n") {
-            return Err(format!("{status} {text}"));
-        }
+        is_whole(reply, stream).await?;
         if !is_last {
             self.connection = Some(connection);
         }
         Ok(())
+    }
+
+    /// Under HTTP/2 the gateway says which requests come too late; what was never sent goes elsewhere.
+    async fn ask_over_h2(&mut self, stream: bool) -> Result<(), String> {
+        let mut request = self.request(&format!("http://{}", self.address), stream);
+        loop {
+            let mut connection = match self.h2.take() {
+                Some(connection) => connection,
+                None => self.connect_by_h2().await?,
+            };
+            if connection.ready().await.is_err() {
+                continue;
+            }
+            match connection.try_send_request(request).await {
+                Ok(reply) => {
+                    self.h2 = Some(connection);
+                    return is_whole(reply, stream).await;
+                }
+                Err(mut error) => {
+                    let why = format!("over HTTP/2: {:?}", error.error());
+                    request = error.take_message().ok_or(why)?;
+                }
+            }
+        }
+    }
+
+    fn request(&self, origin: &str, stream: bool) -> Request<Full<Bytes>> {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream});
+        Request::post(format!("{origin}/v1/chat/completions"))
+            .header(header::HOST, self.address.to_string())
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.key))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()))
+            .unwrap()
+    }
+
+    async fn connect_by_h2(&self) -> Result<http2::SendRequest<Full<Bytes>>, String> {
+        let stream = TcpStream::connect(self.address)
+            .await
+            .map_err(|error| error.to_string())?;
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(sender)
     }
 
     async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, String> {
@@ -179,6 +221,18 @@ impl Caller {
         tokio::spawn(connection);
         Ok(sender)
     }
+}
+
+/// Whether an answer came whole.
+async fn is_whole(reply: Response<Incoming>, stream: bool) -> Result<(), String> {
+    let status = reply.status();
+    let body = reply.into_body().collect().await;
+    let body = body.map_err(|error| format!("half a body: {error:?}"))?.to_bytes();
+    let text = String::from_utf8_lossy(&body);
+    if status != 200 || stream != text.ends_with("data: [DONE]\n\n") {
+        return Err(format!("{status} {text}"));
+    }
+    Ok(())
 }
 
 /// The journal is whole and says of every request once that it began and once how it ended; the books say the same.
@@ -362,4 +416,28 @@ async fn systemd_is_told_which_process_is_the_service() {
     let next = Successor::of(&hive, hive.pid()).await;
     let size = soon("its successor does", told.recv(&mut word)).await.unwrap();
     assert_eq!(word[..size], *format!("MAINPID={}\nREADY=1", next.0.pid).as_bytes());
+}
+
+#[tokio::test]
+async fn who_stops_the_new_gateway_stops_the_old_one_with_it() {
+    let mut hive = Hive::start().await;
+    hive.worker("a").script([Script::begins(&["a"]).hang()]).join().await;
+    let mut running = hive.chat("m").stream().send().await;
+    running.until("a").await;
+    let next = Successor::of(&hive, hive.pid()).await;
+    send(next.0.pid, Signal::SIGTERM);
+    eventually("nobody accepts any more", async || {
+        TcpStream::connect(hive.data_address()).await.is_err().then_some(())
+    })
+    .await;
+    assert_eq!(
+        start(next.0.pid),
+        Some(next.0.start),
+        "it waits for what the old one runs"
+    );
+    send(next.0.pid, Signal::SIGTERM);
+    running.broken("shutting_down").await;
+    assert_eq!(hive.exit().await.code(), Some(0));
+    next.gone().await;
+    assert_eq!(verified(hive.home()).result, Verdict::Intact);
 }

@@ -9,7 +9,8 @@ use wire::{Labels, ModelFacts, ModelName, WorkerId, WorkerKind, WorkerState};
 
 use super::{Bearer, Member, Progress, Target};
 
-/// A member of the registry on its way to another process.
+/// A member of the registry on its way to another process. A field that comes later needs a default: an older program
+/// does not say it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handed {
     id: WorkerId,
