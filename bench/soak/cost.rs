@@ -247,8 +247,10 @@ impl Caller {
                 first = Some(began.elapsed());
             }
             if load.stream {
-                for mark in text.match_indices("t=").skip(seen) {
-                    let digits: String = text[mark.0 + 2..].chars().take_while(char::is_ascii_digit).collect();
+                // Not in the head, where a charset would look like a stamp.
+                let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+                for mark in body.match_indices("t=").skip(seen) {
+                    let digits: String = body[mark.0 + 2..].chars().take_while(char::is_ascii_digit).collect();
                     // Half a number is read again with its other half.
                     let Ok(sent) = digits.parse::<u128>() else { break };
                     found.1.push(Duration::from_nanos(u64::try_from(now - sent).unwrap()));

@@ -12,6 +12,7 @@
 )]
 
 mod caller;
+mod cancel;
 mod cost;
 mod crowd;
 mod faults;
@@ -48,6 +49,8 @@ enum Act {
     Crowd(crowd::Plan),
     /// Far more load than there is capacity, and one key far greedier than the others
     Overload(overload::Plan),
+    /// Clients that leave, in every state of a request
+    Cancel(cancel::Plan),
     /// What a request and a chunk cost, beside nginx
     Cost(cost::Plan),
 }
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
             Act::Kills(plan) => kills::run(plan, args.seed).await,
             Act::Crowd(plan) => crowd::run(plan).await,
             Act::Overload(plan) => overload::run(plan).await,
+            Act::Cancel(plan) => cancel::run(plan).await,
             Act::Cost(plan) => cost::run(plan).await,
         }
     });
