@@ -3,6 +3,7 @@
 //! It judges nothing.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -89,6 +90,15 @@ impl House {
     /// The state folder.
     pub fn home(&self) -> &Path {
         self.home.path()
+    }
+
+    /// Has the workers that start from now on play this when a request says nothing else.
+    pub fn play(&self, script: &Value) {
+        std::fs::write(self.home().join("script.json"), script.to_string()).unwrap();
+    }
+
+    fn script(&self) -> Option<PathBuf> {
+        Some(self.home().join("script.json")).filter(|file| file.exists())
     }
 
     /// The gateway's process.
@@ -260,6 +270,12 @@ impl Plan {
             ])
             .args(["--gateway", &self.house.control, "--join-token-file"])
             .arg(token)
+            .args(
+                self.house
+                    .script()
+                    .iter()
+                    .flat_map(|file| [OsStr::new("--script"), file.as_os_str()]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

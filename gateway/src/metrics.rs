@@ -24,6 +24,10 @@ const EJECTIONS: &str = "hive_ejections_total";
 const FAILURES: &str = "hive_worker_failures_total";
 const REFUSED_LOGINS: &str = "hive_authentication_failures_total";
 const LIMITED: &str = "hive_limited_total";
+const CANCELS: &str = "hive_cancels_total";
+const BLOCKED: &str = "hive_clients_blocked";
+const BLOCKED_BYTES: &str = "hive_clients_blocked_bytes";
+const SLOW_CLIENTS: &str = "hive_slow_clients_dropped_total";
 const OPEN: &str = "hive_requests_open";
 const SLOTS: &str = "hive_slots";
 const TAKEN: &str = "hive_slots_taken";
@@ -35,7 +39,7 @@ const AUDIT_SIGNED: &str = "hive_audit_signed_records";
 const UNANCHORED: &str = "hive_audit_unanchored_seconds";
 
 /// Every metric there is.
-pub const NAMES: [&str; 23] = [
+pub const NAMES: [&str; 27] = [
     REQUESTS,
     TOKENS,
     TTFT,
@@ -50,6 +54,10 @@ pub const NAMES: [&str; 23] = [
     FAILURES,
     REFUSED_LOGINS,
     LIMITED,
+    CANCELS,
+    BLOCKED,
+    BLOCKED_BYTES,
+    SLOW_CLIENTS,
     OPEN,
     SLOTS,
     TAKEN,
@@ -98,6 +106,14 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
         "Requests with no, a wrong or an insufficient credential"
     );
     describe_counter!(LIMITED, "Requests refused because a key had used what it may, by limit");
+    describe_counter!(CANCELS, "Requests that were cancelled, by whom");
+    describe_gauge!(BLOCKED, "Clients whose sockets take nothing at present");
+    describe_gauge!(
+        BLOCKED_BYTES,
+        Unit::Bytes,
+        "What waits in the gateway to be written to these"
+    );
+    describe_counter!(SLOW_CLIENTS, "Clients dropped because they took nothing for too long");
     describe_gauge!(OPEN, "Requests that wait or run");
     describe_gauge!(SLOTS, "Slots of workers that are ready, by model");
     describe_gauge!(TAKEN, "Slots taken by our requests, by model");
@@ -167,6 +183,10 @@ pub fn settled(request: &RequestView) {
     if let Some(ms) = request.ttft_ms {
         histogram!(TTFT, "model" => model.clone()).record(seconds(ms));
     }
+    if request.state == RequestState::Cancelled {
+        let by = if request.error.is_some() { "operator" } else { "client" };
+        counter!(CANCELS, "by" => by).increment(1);
+    }
     if request.state != RequestState::Completed {
         return;
     }
@@ -214,6 +234,23 @@ pub fn retried() {
 /// Somebody did not get in.
 pub fn refused_login() {
     counter!(REFUSED_LOGINS).increment(1);
+}
+
+/// A client takes nothing, and so many bytes wait for it.
+pub fn blocked(bytes: usize) {
+    gauge!(BLOCKED).increment(1.0);
+    gauge!(BLOCKED_BYTES).increment(float(bytes));
+}
+
+/// A client with so many bytes waiting for it takes something again, or is gone.
+pub fn unblocked(bytes: usize) {
+    gauge!(BLOCKED).decrement(1.0);
+    gauge!(BLOCKED_BYTES).decrement(float(bytes));
+}
+
+/// A client that took nothing for too long is dropped.
+pub fn slow_client() {
+    counter!(SLOW_CLIENTS).increment(1);
 }
 
 /// A key has used what it may.

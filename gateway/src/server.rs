@@ -32,6 +32,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -212,25 +213,50 @@ async fn greeted(
     _pass: Pass,
 ) {
     let clock = Arc::new(Clock::new());
-    let io = TimedIo {
-        inner: stream,
-        clock: clock.clone(),
+    let greeting = async {
+        match tls {
+            None => {
+                let is_http1 = is_http1(&stream).await?;
+                Ok(Greeted::Plain(TimedIo::new(stream, &clock), is_http1))
+            }
+            Some(tls) => {
+                let io = tls.acceptor().accept(TimedIo::new(stream, &clock)).await?;
+                Ok::<_, io::Error>(Greeted::Tls(Box::new(io)))
+            }
+        }
     };
-    let Some(tls) = tls else {
-        return connection(io, clock, peer, app, limits, lifecycle).await;
-    };
-    let greeting = tokio::select! {
-        greeting = tls.acceptor().accept(io) => greeting,
+    let greeted = tokio::select! {
+        greeted = Box::pin(greeting) => greeted,
         () = clock.watch(&limits) => return,
         () = lifecycle.drain.cancelled() => return,
     };
-    if let Ok(io) = greeting {
-        connection(io, clock, peer, app, limits, lifecycle).await;
+    match greeted {
+        Ok(Greeted::Plain(io, is_http1)) => connection(io, is_http1, clock, peer, app, limits, lifecycle).await,
+        Ok(Greeted::Tls(io)) => {
+            let is_http1 = io.get_ref().1.alpn_protocol() != Some(b"h2");
+            Box::pin(connection(io, is_http1, clock, peer, app, limits, lifecycle)).await;
+        }
+        Err(_) => {}
     }
+}
+
+/// A connection that has said what it speaks.
+enum Greeted {
+    Plain(TimedIo, bool),
+    Tls(Box<TlsStream<TimedIo>>),
+}
+
+/// Whether the first bytes cannot be the preface of HTTP/2. hyper would find out too, but reads the beginning of the
+/// head by itself for that, and then makes its buffer twice as large for the rest.
+async fn is_http1(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; 2];
+    let count = stream.peek(&mut first).await?;
+    Ok(!b"PR".starts_with(&first[..count]))
 }
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     io: S,
+    is_http1: bool,
     clock: Arc<Clock>,
     peer: SocketAddr,
     app: Router,
@@ -272,6 +298,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    if is_http1 {
+        builder = builder.http1_only();
+    }
     // Above our own limits, which answer with an envelope.
     builder
         .http1()

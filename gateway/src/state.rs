@@ -32,7 +32,7 @@ use crate::{
 pub struct AppState {
     hive: Arc<Hive>,
     /// Connections to workers; their sockets live on this thread's reactor.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
 }
 
 /// What all threads share.
@@ -73,6 +73,7 @@ pub struct Hive {
 impl AppState {
     /// Handles for the thread that owns `upstream`.
     pub fn new(hive: Arc<Hive>, upstream: Upstream) -> Self {
+        let upstream = Arc::new(upstream);
         Self { hive, upstream }
     }
 }

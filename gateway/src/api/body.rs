@@ -4,7 +4,7 @@ use axum::{
     body::{Body, HttpBody as _},
     extract::{FromRequest, Request},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
@@ -55,9 +55,19 @@ pub async fn read(body: Body, limit: usize, state: &AppState) -> Result<Bytes, A
         return Err(ApiError::TooLarge(limit));
     }
     let time = state.config.server.body_timeout;
-    match tokio::time::timeout(time, Limited::new(body, limit).collect()).await {
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut body = Limited::new(body, limit);
+    let mut whole = BytesMut::with_capacity(expected.min(CONTROL_LIMIT));
+    // Copied at once: each piece, be it one byte, keeps the 8 KiB that it was read into.
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            whole.extend_from_slice(frame?.data_ref().map_or(&[], |data| data));
+        }
+        Ok::<_, axum::BoxError>(())
+    };
+    match tokio::time::timeout(time, reading).await {
         Err(_) => Err(ApiError::BodyTimeout(time)),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Ok(())) => Ok(whole.freeze()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge(limit)),
         Ok(Err(_)) => Err(ApiError::Invalid {
             message: "The body broke off. Send it again.".into(),

@@ -289,7 +289,8 @@ impl Order {
     /// called before the start is on the record.
     pub async fn answer(mut self, state: AppState) -> Result<Response, ApiError> {
         let correlation = self.call.correlation_id.as_str();
-        self.entry.on_record(&state.audit, &self.subject, correlation).await?;
+        // Boxed: it is large, and over before anything is waited for that takes long.
+        Box::pin(self.entry.on_record(&state.audit, &self.subject, correlation)).await?;
         let mut response = relay::answer(state, self.call, self.entry).await?;
         // An attached server got all of them.
         if response.extensions().get() == Some(&WorkerKind::Attached) {

@@ -7,8 +7,10 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
 
+use hyper_util::client::legacy::connect::dns;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
@@ -56,22 +58,42 @@ impl Resolver {
     }
 }
 
-/// [`Resolver`] as the HTTP client asks it.
+/// [`Resolver`] as HTTP clients ask it, reqwest's and hyper's.
 #[derive(Debug, Clone)]
 pub struct Pinned(pub std::sync::Arc<Resolver>);
 
-impl Resolve for Pinned {
-    fn resolve(&self, name: Name) -> Resolving {
+impl Pinned {
+    fn addresses(&self, name: String) -> Resolving {
         let resolver = self.0.clone();
         Box::pin(async move {
-            let held = resolver.lock().get(name.as_str()).cloned();
+            let held = resolver.lock().get(&name).cloned();
             let addresses = match held {
                 Some(addresses) => addresses,
-                None => resolver.pin(name.as_str()).await?,
+                None => resolver.pin(&name).await?,
             };
             // The client puts the URL's own port in place of 0.
             Ok(Box::new(addresses.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
+    }
+}
+
+impl Resolve for Pinned {
+    fn resolve(&self, name: Name) -> Resolving {
+        self.addresses(name.as_str().to_owned())
+    }
+}
+
+impl tower::Service<dns::Name> for Pinned {
+    type Response = Addrs;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Resolving;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: dns::Name) -> Resolving {
+        self.addresses(name.as_str().to_owned())
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use serde::Deserialize as _;
 use serde_json::Value;
 use wire::WorkerKind;
@@ -51,7 +52,7 @@ pub struct Loss(pub String);
 #[derive(Debug)]
 pub struct Answer {
     /// None once nothing more is to come.
-    response: Option<reqwest::Response>,
+    body: Option<reqwest::Body>,
     decoder: Decoder,
     /// What makes chunks of an attached server ours; our own workers' pass as they are.
     mender: Option<Mender>,
@@ -76,7 +77,7 @@ impl Reply for Answer {
     ) -> Result<Self, Failure> {
         let attached = target.kind == WorkerKind::Attached;
         let mut answer = Self {
-            response: None,
+            body: None,
             decoder: Decoder::default(),
             mender: attached.then(|| Mender::new(call.kind, &call.model, id)),
             ready: VecDeque::new(),
@@ -88,7 +89,8 @@ impl Reply for Answer {
         };
         let kind = content_type(&response);
         if kind.starts_with("text/event-stream") {
-            answer.response = Some(response);
+            // Without the head, whose values keep the buffer that it was read into.
+            answer.body = Some(response.into());
         } else if attached && kind.starts_with("application/json") {
             let piece = patience.with(read_all(response, LARGEST_PIECE)).await?;
             answer.take_in_one_piece(&piece).map_err(|loss| Failure::Bad(loss.0))?;
@@ -137,18 +139,30 @@ impl Answer {
         if let Some(loss) = self.broken.take() {
             return Err(loss);
         }
-        let Some(response) = &mut self.response else {
+        let Some(body) = &mut self.body else {
             return self.at_end_of_body();
         };
-        match response.chunk().await {
-            Ok(Some(bytes)) => {
-                self.decoder.feed(&bytes);
-                self.broken = self.decode().err();
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                // What is no data is a trailer, which says nothing.
+                if let Ok(bytes) = frame.into_data() {
+                    self.decoder.feed(&bytes);
+                    self.broken = self.decode().err();
+                }
                 Ok(())
             }
-            Ok(None) => self.at_end_of_body(),
-            Err(error) => Err(Loss(chain(&error))),
+            None => self.at_end_of_body(),
+            Some(Err(error)) => Err(Loss(chain(&error))),
         }
+    }
+
+    /// How many bytes the events that are there already make on the wire.
+    pub fn waiting(&self) -> usize {
+        let length = |event: &Event| match event {
+            Event::Chunk { data, .. } => data.len(),
+            _ => "[DONE]".len(),
+        };
+        self.ready.iter().map(|event| "data: \n\n".len() + length(event)).sum()
     }
 
     /// The next event that is there already; after any but [`Event::Chunk`] there is none.

@@ -9,7 +9,7 @@ use super::*;
 /// An answer whose bytes the test brings.
 fn answer(mender: Option<Mender>) -> Answer {
     Answer {
-        response: None,
+        body: None,
         decoder: Decoder::default(),
         mender,
         ready: VecDeque::new(),

@@ -23,6 +23,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use wire::{ModelName, RequestState, WorkerId, WorkerKind, openai::parameters::Kind};
 
@@ -105,12 +106,12 @@ struct Past {
 }
 
 /// Answers a request in the form the client wants.
-pub async fn answer(state: AppState, call: Call, entry: Entry) -> Result<Response, ApiError> {
-    // Boxed, so that each takes the memory it needs and not that of the largest.
+pub fn answer(state: AppState, call: Call, entry: Entry) -> BoxFuture<'static, Result<Response, ApiError>> {
+    // Each takes the memory it needs and not that of the largest.
     match call.kind {
-        Kind::Embeddings => Box::pin(embed(state, call, entry)).await,
-        _ if call.stream => stream(state, call, entry).await,
-        _ => Box::pin(whole(state, call, entry)).await,
+        Kind::Embeddings => Box::pin(embed(state, call, entry)),
+        _ if call.stream => Box::pin(stream(state, call, entry)),
+        _ => Box::pin(whole(state, call, entry)),
     }
 }
 

@@ -123,7 +123,8 @@ impl Pump {
 
     /// Writes every event that is there, in one frame.
     fn write(&self, opened: &mut Opened<Answer>) -> Relayed {
-        let mut frame = BytesMut::new();
+        // Made for what goes in: one that grows doubles, and a slow client's waits for long.
+        let mut frame = BytesMut::with_capacity(opened.reply.waiting());
         while let Some(event) = opened.reply.take() {
             match event {
                 Event::Chunk { data, token, usage } => {

@@ -24,6 +24,8 @@ pub struct Decoder {
     buffer: BytesMut,
     /// How far `buffer` was searched for a line's end.
     searched: usize,
+    /// Whether lines before the rest were taken out of `buffer`.
+    taken: bool,
     data: Option<BytesMut>,
 }
 
@@ -71,6 +73,10 @@ impl Decoder {
             .position(|b| matches!(b, b'\n' | b'\r'))
         else {
             self.searched = self.buffer.len();
+            // The rest alone: it would keep the memory of all that came before it, for as long as a slow client likes.
+            if std::mem::take(&mut self.taken) {
+                self.buffer = BytesMut::from(&self.buffer[..]);
+            }
             return if self.buffer.len() > LARGEST_EVENT {
                 Err(Malformed::TooLarge)
             } else {
@@ -93,6 +99,7 @@ impl Decoder {
         let mut line = self.buffer.split_to(end + length);
         line.truncate(end);
         self.searched = 0;
+        self.taken = true;
         Ok(Some(line))
     }
 }

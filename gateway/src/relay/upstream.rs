@@ -38,11 +38,11 @@ const KEPT: usize = 256;
 const KEPT_FOR: Duration = Duration::from_secs(20);
 
 /// One thread's connections to workers.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Upstream {
-    /// For our own workers on plain HTTP: an address and a bounded buffer are all they need.
-    near: Client<HttpConnector, Full<Bytes>>,
-    /// For everybody else: names, TLS.
+    /// For plain HTTP, with a bounded buffer.
+    plain: Client<HttpConnector<Pinned>, Full<Bytes>>,
+    /// For TLS.
     client: reqwest::Client,
 }
 
@@ -131,7 +131,7 @@ impl Upstream {
     pub fn new(relay: &config::Relay, resolver: Arc<Resolver>) -> reqwest::Result<Self> {
         let client = reqwest::Client::builder()
             .no_proxy()
-            .dns_resolver(Pinned(resolver))
+            .dns_resolver(Pinned(resolver.clone()))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(relay.connect_timeout)
             .tcp_nodelay(true)
@@ -139,29 +139,29 @@ impl Upstream {
             .pool_max_idle_per_host(KEPT)
             .pool_idle_timeout(KEPT_FOR)
             .build()?;
-        let mut connector = HttpConnector::new();
+        let mut connector = HttpConnector::new_with_resolver(Pinned(resolver));
         connector.set_connect_timeout(Some(relay.connect_timeout));
         connector.set_nodelay(true);
         connector.set_recv_buffer_size(Some(RECEIVE_BUFFER));
-        let near = Client::builder(TokioExecutor::new())
+        let plain = Client::builder(TokioExecutor::new())
             .http1_max_buf_size(READ_AHEAD)
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(KEPT)
             .pool_idle_timeout(KEPT_FOR)
             .build(connector);
-        Ok(Self { near, client })
+        Ok(Self { plain, client })
     }
 
     /// Sends the call; a response of status 200 is the only success.
     pub async fn send(&self, target: &Target, call: &Call, entry: &Entry) -> Result<reqwest::Response, Failure> {
         let url = format!("{}{}", target.url, path(call.kind));
         let headers = headers(target, call, entry).map_err(|error| Failure::Bad(error.to_string()))?;
-        let response = if target.kind == WorkerKind::Own && url.starts_with("http://") {
+        let response = if url.starts_with("http://") {
             let mut request = Request::post(url)
                 .body(Full::new(call.body.clone()))
                 .map_err(|error| Failure::Bad(error.to_string()))?;
             *request.headers_mut() = headers;
-            let response = self.near.request(request).await;
+            let response = self.plain.request(request).await;
             response
                 .map(|response| reqwest::Response::from(response.map(reqwest::Body::wrap)))
                 .map_err(|error| failure(&error, error.is_connect()))?

@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -18,9 +18,13 @@ use tokio::{
 };
 
 use super::Limits;
+use crate::metrics;
 
 /// What may wait in memory to be written to one client, in bytes; the frame that exceeds it still goes.
-const WRITE_AHEAD: usize = 16 * 1024;
+const WRITE_AHEAD: usize = 8 * 1024;
+/// What is read of a body at a time, in bytes: a read of 8 KiB would make hyper double its buffer, which stays as large
+/// as the longest body has made it.
+const READ_AT_ONCE: usize = 8 * 1024 - 1;
 
 /// What a connection is doing, and since when.
 #[derive(Debug)]
@@ -34,8 +38,8 @@ pub(super) struct Clock {
 struct Doing {
     phase: Phase,
     requests: usize,
-    /// Since when the client has taken nothing of what is written to it.
-    blocked: Option<Instant>,
+    /// Set while the client takes nothing of what is written to it.
+    blocked: Option<Blocked>,
     /// Bytes handed over for it since it last took something.
     handed: usize,
     /// Bodies that wait for that.
@@ -44,6 +48,27 @@ struct Doing {
     /// nothing leaves the socket writable and one stream stuck.
     unread: Vec<(u64, Instant)>,
     bodies: u64,
+}
+
+/// A client takes nothing: since when, and how many bytes wait for it. Counted as such while it lives.
+#[derive(Debug)]
+struct Blocked {
+    since: Instant,
+    bytes: usize,
+}
+
+impl Blocked {
+    fn begin(bytes: usize) -> Self {
+        metrics::blocked(bytes);
+        let since = Instant::now();
+        Self { since, bytes }
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        metrics::unblocked(self.bytes);
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,11 +104,16 @@ impl Clock {
         self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the connection has done one thing for too long.
+    /// Returns when the connection has done one thing for too long; a slow client is counted then.
     pub(super) async fn watch(&self, limits: &Limits) {
         loop {
             match self.end(limits) {
-                Some(end) if end <= Instant::now() => return,
+                Some(end) if end <= Instant::now() => {
+                    if self.doing().stuck().is_some() {
+                        metrics::slow_client();
+                    }
+                    return;
+                }
                 // It may have moved on by then, so look again.
                 Some(end) => tokio::select! {
                     () = tokio::time::sleep_until(end) => {}
@@ -100,8 +130,7 @@ impl Clock {
 
     fn end(&self, limits: &Limits) -> Option<Instant> {
         let doing = self.doing();
-        let unread = doing.unread.iter().map(|(_, since)| *since).min();
-        if let Some(since) = doing.blocked.or(unread) {
+        if let Some(since) = doing.stuck() {
             return Some(since + limits.slow_client);
         }
         match doing.phase {
@@ -109,6 +138,14 @@ impl Clock {
             Phase::Idle(since) => Some(since + limits.idle),
             Phase::Busy => None,
         }
+    }
+}
+
+impl Doing {
+    /// Since when the client takes nothing, if that is so.
+    fn stuck(&self) -> Option<Instant> {
+        let unread = || self.unread.iter().map(|(_, since)| *since).min();
+        self.blocked.as_ref().map(|blocked| blocked.since).or_else(unread)
     }
 }
 
@@ -204,16 +241,22 @@ impl HttpBody for BusyBody {
 
 /// A socket that tells the clock when bytes come and when the client takes none.
 pub(super) struct TimedIo {
-    pub(super) inner: TcpStream,
-    pub(super) clock: Arc<Clock>,
+    inner: TcpStream,
+    clock: Arc<Clock>,
 }
 
 impl TimedIo {
-    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+    pub(super) fn new(inner: TcpStream, clock: &Arc<Clock>) -> Self {
+        let clock = clock.clone();
+        Self { inner, clock }
+    }
+
+    /// What became of so many bytes.
+    fn wrote<T>(&self, bytes: usize, polled: Poll<T>) -> Poll<T> {
         let mut doing = self.clock.doing();
         match polled {
             Poll::Pending if doing.blocked.is_none() => {
-                doing.blocked = Some(Instant::now());
+                doing.blocked = Some(Blocked::begin(bytes));
                 self.clock.sooner.notify_one();
             }
             Poll::Pending => {}
@@ -230,7 +273,18 @@ impl TimedIo {
 impl AsyncRead for TimedIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = buf.remaining();
-        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let is_body = matches!(self.clock.doing().phase, Phase::Busy);
+        let polled = if is_body && room > READ_AT_ONCE {
+            // Memory that is only waited with is better not touched.
+            ready!(self.inner.poll_read_ready(cx))?;
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(READ_AT_ONCE));
+            let polled = Pin::new(&mut self.inner).poll_read(cx, &mut part);
+            let count = part.filled().len();
+            buf.advance(count);
+            polled
+        } else {
+            Pin::new(&mut self.inner).poll_read(cx, buf)
+        };
         if polled.is_ready() && buf.remaining() < room {
             let mut doing = self.clock.doing();
             if let Phase::New(_) | Phase::Idle(_) = doing.phase {
@@ -245,7 +299,7 @@ impl AsyncRead for TimedIo {
 impl AsyncWrite for TimedIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.wrote(polled)
+        self.wrote(buf.len(), polled)
     }
 
     fn poll_write_vectored(
@@ -254,7 +308,7 @@ impl AsyncWrite for TimedIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.wrote(polled)
+        self.wrote(bufs.iter().map(|buf| buf.len()).sum(), polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -26,6 +26,7 @@ mod books;
 mod cancel;
 mod completions;
 mod connections;
+mod crowd;
 mod deploy;
 mod doors;
 mod embeddings;

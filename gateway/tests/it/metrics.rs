@@ -1,5 +1,7 @@
 //! What Prometheus reads: every outcome counted once, nothing secret, and labels that no client can multiply.
 
+use std::time::Duration;
+
 use gateway::metrics::NAMES;
 use serde_json::json;
 
@@ -9,7 +11,8 @@ use crate::{
     script::{Gate, Script},
 };
 
-async fn metrics(hive: &Hive) -> String {
+/// What Prometheus would read.
+pub async fn metrics(hive: &Hive) -> String {
     let (_, key) = hive.key(&["metrics:read"]).await;
     let request = hive.http.get(format!("{}/metrics", hive.control));
     let reply = Reply::to(request.bearer_auth(key)).await;
@@ -17,7 +20,8 @@ async fn metrics(hive: &Hive) -> String {
     reply.text().await
 }
 
-fn value(text: &str, series: &str) -> Option<f64> {
+/// A series' value.
+pub fn value(text: &str, series: &str) -> Option<f64> {
     text.lines()
         .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
@@ -87,6 +91,39 @@ async fn what_is_true_now_is_told_now() {
     gate.open();
     running.events().await;
     assert_eq!(waiting.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn who_cancels_and_who_takes_nothing_is_counted() {
+    let hive = Hive::with(&[("relay.slow_client", "300ms")]).await;
+    let hang = Script::begins(&["a"]).hang();
+    let flood = Script::begins(&["a"]).babble(Duration::ZERO, &"x".repeat(60_000));
+    let worker = hive.worker("a").script([hang.clone(), hang, flood]).join().await;
+    let mut leaving = hive.chat("m").stream().send().await;
+    leaving.until("a").await;
+    drop(leaving);
+    hive.until_in_flight("a", 0).await;
+    let mut stopped = hive.chat("m").stream().send().await;
+    let id = stopped.header("x-request-id").to_owned();
+    stopped.until("a").await;
+    Reply::to(hive.on_control("POST", &format!("/control/v1/requests/{id}/cancel"))).await;
+    stopped.broken("cancelled").await;
+    let stuck = hive.chat("m").stream().send().await;
+    worker.server.call(2).await.gone().await;
+    let text = eventually("the third is counted", async || {
+        let text = metrics(&hive).await;
+        (value(&text, r#"hive_cancels_total{by="client"}"#) == Some(2.0)).then_some(text)
+    })
+    .await;
+    for (series, expected) in [
+        (r#"hive_cancels_total{by="operator"}"#, 1.0),
+        ("hive_slow_clients_dropped_total", 1.0),
+        ("hive_clients_blocked", 0.0),
+        ("hive_clients_blocked_bytes", 0.0),
+    ] {
+        assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
+    }
+    drop(stuck);
 }
 
 #[tokio::test]
