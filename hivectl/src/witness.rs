@@ -149,6 +149,9 @@ impl Witness {
 
 /// Whether a checkpoint is the journal's own, and the journal grew out of the last one.
 fn judge(key: &PublicKey, last: Option<&Checkpoint>, note: &str, proof: &[String]) -> Result<Checkpoint, Refusal> {
+    if note::split(note) != (vec![note], "") {
+        return Err(NoteError::Shape("it must be one note and nothing else").into());
+    }
     let now = key.open(note)?;
     let Some(last) = last.filter(|last| last.size > 0) else {
         return Ok(now);
@@ -229,6 +232,10 @@ mod tests {
             witness.take(9, &note.replacen("12", "13", 1), &[]).is_err(),
             "no signature"
         );
+        let (note, proof) = checkpoint(&signer, 12, 9, false);
+        for untidy in [note.trim_end().to_owned(), format!("{note}and more")] {
+            assert!(witness.take(9, &untidy, &proof).is_err(), "{untidy:?}");
+        }
         let public = fs::read_to_string(config.home.join("witness/witness.pub")).unwrap();
         let own = PublicKey::parse_witness(&public).unwrap();
         let kept = witness.kept().unwrap();

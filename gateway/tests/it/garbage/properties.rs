@@ -100,8 +100,9 @@ pub fn name(bytes: &[u8]) {
     ];
     for name in taken.into_iter().flatten() {
         assert_eq!(name, text);
-        let is_safe =
-            !name.contains("..") && !name.starts_with(['-', '/']) && name.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_safe = !name.split('/').any(|part| part == "..")
+            && !name.starts_with(['-', '/', '.'])
+            && name.bytes().all(|byte| byte.is_ascii_graphic());
         assert!(is_safe, "{name}");
     }
 }

@@ -113,7 +113,8 @@ async fn show(route: Route, note: &str, folder: &Path, output: &Output, signals:
             let size = note::PublicKey::parse(&key)
                 .and_then(|key| key.open(note))
                 .map_or(0, |now| now.size);
-            let (note, proof) = (note.to_owned(), proof(folder, seen, size)?);
+            // A file may end in more empty lines than the note in it.
+            let (note, proof) = (format!("{}\n", note.trim_end()), proof(folder, seen, size)?);
             call.show(Checkpoint { note, proof }).await?;
             match call.next(output).await? {
                 None => Ok(()),
