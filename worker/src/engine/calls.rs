@@ -31,6 +31,8 @@ pub struct Reader {
     /// Something was told, or is known to be text.
     begun: bool,
     called: bool,
+    /// A call has just ended: white space is a gap and no text.
+    in_gap: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +56,7 @@ impl Reader {
             place: Place::Text,
             begun: false,
             called: false,
+            in_gap: false,
         }
     }
 
@@ -77,7 +80,7 @@ impl Reader {
                 let ends = self.dialect.close().is_some_and(|close| close.starts_with(rest));
                 // Without a mark a brace alone says nothing.
                 let is_marked = self.dialect != Dialect::Llama || rest.contains("\"name\"");
-                !ends && !(is_marked && Head::of(rest) == Head::Partial)
+                !rest.is_empty() && !ends && !(is_marked && Head::of(rest) == Head::Partial)
             }
             Place::Arguments(_) | Place::Tail => false,
         };
@@ -114,6 +117,10 @@ impl Reader {
 
     /// Text flows up to an opening mark.
     fn in_text(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        if self.in_gap {
+            self.held = self.held.trim_start().to_owned();
+            self.in_gap = self.held.is_empty();
+        }
         let mark = self.dialect.open();
         if let Some(at) = self.held.find(mark) {
             let rest = self.held.split_off(at + mark.len());
@@ -163,7 +170,8 @@ impl Reader {
         }
         if let Some(close) = self.dialect.close() {
             if let Some(rest) = start.strip_prefix(close) {
-                self.held = rest.trim_start().to_owned();
+                self.held = rest.to_owned();
+                self.in_gap = true;
                 self.place = Place::Text;
                 return true;
             }

@@ -124,6 +124,11 @@ fn the_beginning_of_a_call_that_was_cut_short_is_no_text() {
             "{cut}"
         );
     }
+    // However it is cut, a gap after a call is none of the text behind it.
+    assert_eq!(
+        said(Dialect::Hermes, "<tool_call></tool_call> , <tool_"),
+        [text(", <tool_")]
+    );
     let open = whole.trim_end_matches("call>");
     assert_eq!(said(Dialect::Hermes, open), call("f", "{}"));
 }
