@@ -272,8 +272,8 @@ fn brief(tools: &Tools) -> String {
     };
     format!(
         "These functions are at your service, each with the JSON schema of its arguments:\n<tools>\n{}\n</tools>\n{duty} \
-         A call looks like this:\n<tool_call>\n{{\"name\": \"the function's name\", \"arguments\": {{\"argument\": \
-         \"value\"}}}}\n</tool_call>",
+         A call looks like this:\n<tool_call>\n{{\"name\": <its name>, \"arguments\": <an object of its \
+         arguments>}}\n</tool_call>",
         list.join("\n")
     )
 }
