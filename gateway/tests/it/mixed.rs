@@ -83,7 +83,7 @@ async fn what_our_engines_refuse_goes_to_the_attached_server() {
     );
     assert_eq!(
         (&chat["temperature"], &chat["mirostat"]),
-        (&json!("native"), &json!("passed"))
+        (&json!("emulated"), &json!("passed"))
     );
     for _ in 0..3 {
         let reply = hive

@@ -24,6 +24,8 @@ fn image(url: &str) -> Value {
 async fn a_parameter_without_effect_is_accepted_and_named() {
     let hive = Hive::start().await;
     hive.worker("a").able(EngineName::Mistral, CHATS).join().await;
+    let described =
+        json!({"type": "json_schema", "json_schema": {"name": "x", "description": "A thing", "schema": {}}});
     let ask = hive
         .chat("m")
         .with("user", json!("u"))
@@ -31,6 +33,12 @@ async fn a_parameter_without_effect_is_accepted_and_named() {
         .with("x_new", json!({"a": 1}))
         .with("verbosity", Value::Null)
         .with("mirostat", json!(0))
+        .with("skip_special_tokens", json!(true))
+        .with(
+            "stream_options",
+            json!({"include_usage": false, "include_obfuscation": true}),
+        )
+        .with("response_format", described)
         .with("temperature", json!(0))
         .with("bad\u{e9}\nname", json!(1));
     for ask in [ask.clone(), ask.stream()] {
@@ -38,7 +46,11 @@ async fn a_parameter_without_effect_is_accepted_and_named() {
         assert_eq!(reply.status, 200);
         let mut named: Vec<_> = reply.header("x-hive-ignored-params").split(", ").collect();
         named.sort_unstable();
-        assert_eq!(named, ["badname", "store", "user", "x_new"]);
+        let inner = [
+            "response_format.json_schema.description",
+            "stream_options.include_obfuscation",
+        ];
+        assert_eq!(named, ["badname", inner[0], "store", inner[1], "user", "x_new"]);
     }
     let plain = hive.chat("m").send().await;
     assert!(!plain.headers.contains_key("x-hive-ignored-params"));
@@ -50,11 +62,12 @@ async fn a_parameter_that_would_change_the_answer_is_refused_with_what_to_do() {
     let worker = hive.worker("a").able(EngineName::Scripted, CHATS).join().await;
     for (name, value) in [
         ("mirostat", json!(2)),
+        ("skip_special_tokens", json!(false)),
         ("guided_json", json!({"type": "object"})),
         ("functions", json!([{"name": "f"}])),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "x"})),
-        ("web_search_options", json!({"search_context_size": "low"})),
+        ("web_search_options", json!({})),
     ] {
         let error = hive
             .chat("m")
@@ -197,10 +210,26 @@ async fn an_attached_server_gets_everything_and_judges_itself() {
         (&body["mirostat"], &body["messages"], &body["x_new"]),
         (&json!(2), &remote, &json!(1))
     );
+    // Their ranges are that server's too, and so is a tool that is no function.
+    let custom = json!({"id": "a", "type": "custom", "custom": {"name": "sql", "input": "x"}});
+    let past = json!([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [custom]},
+        {"role": "tool", "tool_call_id": "a", "content": "y"}]);
+    for (name, value) in [
+        ("chat_template_kwargs", json!({"thinking": "high"})),
+        ("enable_thinking", json!("auto")),
+        ("repeat_penalty", json!(0)),
+        ("top_k", json!(-2)),
+        ("min_p", json!(2)),
+        ("messages", past),
+    ] {
+        let reply = hive.chat("x").with(name, value.clone()).send().await;
+        assert_eq!(reply.status, 200, "{name}");
+        assert_eq!(server.call(server.calls() - 1).await.body[name], value);
+    }
     // What is wrong by OpenAI's own rules is told here all the same.
     let wrong = hive.chat("x").with("temperature", json!("hot")).send().await;
     assert_eq!(wrong.refused(400, "invalid_request").await["param"], "temperature");
-    assert_eq!(server.calls(), 1);
+    assert_eq!(server.calls(), 7);
 }
 
 #[tokio::test]
@@ -217,7 +246,8 @@ async fn a_model_tells_what_becomes_of_each_parameter() {
     );
     let chat = &hive_knows["parameters"]["chat"];
     for (name, support) in [
-        ("temperature", "native"),
+        ("temperature", "emulated"),
+        ("max_tokens", "native"),
         ("seed", "emulated"),
         ("tools", "emulated"),
         ("user", "ignored"),

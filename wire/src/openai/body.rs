@@ -179,7 +179,9 @@ fn not_json(faults: &mut Faults, field: &str, text: &[u8], error: &serde_json::E
     };
     let param = format!("{}{dot}{inner}", shown(field));
     let hint = "JSON has no NaN, no Infinity and no half of a surrogate pair";
-    if param.is_empty() || error.is_data() {
+    if error.is_eof() {
+        faults.body(format!("The body breaks off before its JSON ends: {error}."));
+    } else if param.is_empty() || error.is_data() {
         faults.body(format!("The body is not a JSON object: {error}."));
     } else {
         faults.invalid(param, format!("is not JSON: {error}; {hint}"));

@@ -61,10 +61,6 @@ impl CompletionRequest {
             let rule = "would generate more answers than it returns; send it equal to `n`, or leave it out";
             reading.faults.unsupported("best_of", rule);
         }
-        if reading.body.raw("suffix").is_some_and(|raw| raw != "\"\"") {
-            let rule = "asks for text in the middle, which the models here do not write; leave it out";
-            reading.faults.unsupported("suffix", rule);
-        }
         let logprobs = reading.count("logprobs", 0, 5);
         let (stream, include_usage) = reading.stream();
         let request = Self {

@@ -53,7 +53,8 @@ impl Faults {
         });
     }
 
-    fn field(&mut self, kind: FaultKind, param: String, rule: &dyn fmt::Display) {
+    /// A field is wrong, and `kind` says by whose rules; `rule` goes on from its name.
+    pub(super) fn field(&mut self, kind: FaultKind, param: String, rule: &dyn fmt::Display) {
         if param.is_empty() {
             return self.body(format!("The body {rule}."));
         }

@@ -16,11 +16,7 @@ pub enum Format {
     Schema {
         /// The schema: an object, or true for any JSON.
         schema: Value,
-        /// What the client calls it.
-        name: Option<String>,
-        /// What it is for, for the model.
-        description: Option<String>,
-        /// Whether the client asked for an exact match; a grammar gives one either way.
+        /// Whether the answer must match it to the letter, or only as far as a grammar can be made of it.
         strict: bool,
     },
 }
@@ -69,15 +65,11 @@ pub(super) fn read(reading: &mut Reading<'_>) -> Format {
 
 fn read_schema(reading: &mut Reading<'_>, at: &str, fields: &Map<String, Value>) -> Format {
     let faults = &mut reading.faults;
-    let mut text = |key: &str| match fields.get(key) {
-        None | Some(Value::Null) => None,
-        Some(Value::String(text)) => Some(text.clone()),
-        Some(_) => {
+    for key in ["name", "description"] {
+        if fields.get(key).is_some_and(|text| !text.is_null() && !text.is_string()) {
             faults.invalid(format!("{at}.{key}"), "must be a string");
-            None
         }
-    };
-    let (name, description) = (text("name"), text("description"));
+    }
     let strict = match fields.get("strict") {
         None | Some(Value::Null) => false,
         Some(Value::Bool(strict)) => *strict,
@@ -93,10 +85,5 @@ fn read_schema(reading: &mut Reading<'_>, at: &str, fields: &Map<String, Value>)
         faults.invalid(format!("{at}.schema"), "must be a JSON schema");
         return Format::Text;
     };
-    Format::Schema {
-        schema,
-        name,
-        description,
-        strict,
-    }
+    Format::Schema { schema, strict }
 }

@@ -17,7 +17,7 @@ mod messages;
 pub mod parameters;
 mod reading;
 mod sampling;
-mod schema;
+pub mod schema;
 #[cfg(test)]
 mod tests;
 mod thinking;

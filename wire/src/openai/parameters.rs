@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{Body, Faults};
@@ -51,12 +52,17 @@ pub struct Parameter {
     pub thinking: bool,
     /// What to do instead, if it is refused; goes on from its name.
     pub instead: &'static str,
-    /// Values, as JSON text, that ask for nothing and are never refused; null, false, 0 and what is empty are too.
-    pub asks_nothing: &'static [&'static str],
+    /// Values, as JSON text, that ask for nothing and are never refused; null, which is as good as absent, is one always.
+    pub neutral: &'static [&'static str],
 }
 
-/// The values that ask for nothing, whatever the parameter.
-const NOTHING: [&str; 7] = ["null", "false", "0", "0.0", "\"\"", "[]", "{}"];
+/// Fields inside of parameters that have no effect, and are named as those at the top are: JSON pointers, each with the
+/// value that asks for nothing.
+const INNER: [(&str, &str, &str); 2] = [
+    ("response_format", "/json_schema/description", "\"\""),
+    // Chunks of equal length, against eavesdroppers who count.
+    ("stream_options", "/include_obfuscation", "false"),
+];
 
 const fn same(name: &'static str, support: Support) -> Parameter {
     Parameter {
@@ -65,7 +71,7 @@ const fn same(name: &'static str, support: Support) -> Parameter {
         scripted: support,
         thinking: false,
         instead: "",
-        asks_nothing: &[],
+        neutral: &[],
     }
 }
 
@@ -81,14 +87,6 @@ const fn ignored(name: &'static str) -> Parameter {
     same(name, Support::Ignored)
 }
 
-/// Done by the engine; on a script, which has nothing to choose, it is kept by doing nothing.
-const fn sampling(name: &'static str) -> Parameter {
-    Parameter {
-        scripted: Support::Emulated,
-        ..same(name, Support::Native)
-    }
-}
-
 /// Read by the chat templates of models that think before they answer.
 const fn thinking(name: &'static str) -> Parameter {
     Parameter {
@@ -98,10 +96,10 @@ const fn thinking(name: &'static str) -> Parameter {
     }
 }
 
-const fn refused(name: &'static str, asks_nothing: &'static [&'static str], instead: &'static str) -> Parameter {
+const fn refused(name: &'static str, neutral: &'static [&'static str], instead: &'static str) -> Parameter {
     Parameter {
         instead,
-        asks_nothing,
+        neutral,
         ..same(name, Support::Refused)
     }
 }
@@ -114,14 +112,14 @@ const LENGTH: &str = "is not kept here; the model ends its answers itself";
 
 /// Sampling, length and vendors' parameters that chat and completions share.
 const GENERATION: &[Parameter] = &[
-    sampling("temperature"),
-    sampling("top_p"),
-    sampling("top_k"),
-    sampling("min_p"),
-    sampling("frequency_penalty"),
-    sampling("presence_penalty"),
-    sampling("repetition_penalty"),
-    sampling("repeat_penalty"),
+    emulated("temperature"),
+    emulated("top_p"),
+    emulated("top_k"),
+    emulated("min_p"),
+    emulated("frequency_penalty"),
+    emulated("presence_penalty"),
+    emulated("repetition_penalty"),
+    emulated("repeat_penalty"),
     emulated("logit_bias"),
     emulated("seed"),
     emulated("stop"),
@@ -133,16 +131,16 @@ const GENERATION: &[Parameter] = &[
     emulated("stream_options"),
     ignored("user"),
     // vLLM's, SGLang's, TGI's.
-    refused("min_tokens", &[], LENGTH),
-    refused("ignore_eos", &[], LENGTH),
+    refused("min_tokens", &["0"], LENGTH),
+    refused("ignore_eos", &["false"], LENGTH),
     refused(
         "stop_token_ids",
-        &[],
+        &["[]"],
         "is not read here; send the texts in `stop` instead",
     ),
     refused(
         "include_stop_str_in_output",
-        &[],
+        &["false"],
         "is not done here; the text of `stop` is never part of the answer",
     ),
     refused(
@@ -151,11 +149,15 @@ const GENERATION: &[Parameter] = &[
         "must be true here; special tokens are never part of the answer",
     ),
     refused("spaces_between_special_tokens", &["true"], "must be true here"),
-    refused("bad_words", &[], "is not read here; send `logit_bias` instead"),
-    refused("allowed_token_ids", &[], "is not read here; send `logit_bias` instead"),
-    refused("logits_processors", &[], SAMPLER),
-    refused("use_beam_search", &[], SAMPLER),
-    refused("length_penalty", &["1", "1.0"], SAMPLER),
+    refused("bad_words", &["[]"], "is not read here; send `logit_bias` instead"),
+    refused(
+        "allowed_token_ids",
+        &["[]"],
+        "is not read here; send `logit_bias` instead",
+    ),
+    refused("logits_processors", &["[]"], SAMPLER),
+    refused("use_beam_search", &["false"], SAMPLER),
+    refused("length_penalty", &["1"], SAMPLER),
     refused(
         "prompt_logprobs",
         &[],
@@ -167,33 +169,33 @@ const GENERATION: &[Parameter] = &[
         "is never done here; send a prompt that fits",
     ),
     refused("guided_json", &[], SCHEMA),
-    refused("guided_regex", &[], SCHEMA),
-    refused("guided_choice", &[], SCHEMA),
-    refused("guided_grammar", &[], SCHEMA),
-    refused("structured_outputs", &[], SCHEMA),
-    refused("regex", &[], SCHEMA),
-    refused("ebnf", &[], SCHEMA),
+    refused("guided_regex", &["\"\""], SCHEMA),
+    refused("guided_choice", &["[]"], SCHEMA),
+    refused("guided_grammar", &["\"\""], SCHEMA),
+    refused("structured_outputs", &["{}"], SCHEMA),
+    refused("regex", &["\"\""], SCHEMA),
+    refused("ebnf", &["\"\""], SCHEMA),
     ignored("guided_decoding_backend"),
     ignored("priority"),
     ignored("request_id"),
     ignored("cache_salt"),
     // llama.cpp's and Ollama's.
-    refused("grammar", &[], SCHEMA),
+    refused("grammar", &["\"\""], SCHEMA),
     refused("json_schema", &[], SCHEMA),
-    refused("format", &[], SCHEMA),
-    refused("mirostat", &[], SAMPLER),
-    refused("typical_p", &["1", "1.0"], SAMPLER),
-    refused("tfs_z", &["1", "1.0"], SAMPLER),
-    refused("top_a", &[], SAMPLER),
-    refused("dry_multiplier", &[], SAMPLER),
-    refused("xtc_probability", &[], SAMPLER),
-    refused("dynatemp_range", &[], SAMPLER),
+    refused("format", &["\"\""], SCHEMA),
+    refused("mirostat", &["0"], SAMPLER),
+    refused("typical_p", &["1"], SAMPLER),
+    refused("tfs_z", &["1"], SAMPLER),
+    refused("top_a", &["0"], SAMPLER),
+    refused("dry_multiplier", &["0"], SAMPLER),
+    refused("xtc_probability", &["0"], SAMPLER),
+    refused("dynatemp_range", &["0"], SAMPLER),
     refused("samplers", &[], SAMPLER),
     refused("num_predict", &["-1"], "is not read here; send `max_tokens` instead"),
     refused("n_predict", &["-1"], "is not read here; send `max_tokens` instead"),
     refused(
         "options",
-        &[],
+        &["{}"],
         "is not read here; send its fields at the top of the body",
     ),
     ignored("mirostat_eta"),
@@ -219,13 +221,13 @@ const CHAT: &[Parameter] = &[
     emulated("tool_choice"),
     emulated("parallel_tool_calls"),
     emulated("response_format"),
-    refused("functions", &[], "is the older form; send `tools` instead"),
+    refused("functions", &["[]"], "is the older form; send `tools` instead"),
     refused(
         "function_call",
         &["\"none\"", "\"auto\""],
         "is the older form; send `tool_choice` instead",
     ),
-    refused("modalities", &["[\"text\"]"], NO_AUDIO),
+    refused("modalities", &["[]", "[\"text\"]"], NO_AUDIO),
     refused("audio", &[], NO_AUDIO),
     refused(
         "web_search_options",
@@ -243,11 +245,11 @@ const CHAT: &[Parameter] = &[
     ignored("service_tier"),
     ignored("store"),
     ignored("verbosity"),
-    refused("chat_template", &[], TEMPLATE),
-    refused("documents", &[], TEMPLATE),
+    refused("chat_template", &["\"\""], TEMPLATE),
+    refused("documents", &["[]"], TEMPLATE),
     refused(
         "continue_final_message",
-        &[],
+        &["false"],
         "is not done here; send a completion instead",
     ),
     refused(
@@ -255,7 +257,7 @@ const CHAT: &[Parameter] = &[
         &["true"],
         "must be true here; send a completion instead",
     ),
-    refused("echo", &[], "is not done in a chat; send a completion instead"),
+    refused("echo", &["false"], "is not done in a chat; send a completion instead"),
     refused("best_of", &["1"], "is not done in a chat; send `n` instead"),
     thinking("reasoning_effort"),
     thinking("enable_thinking"),
@@ -273,7 +275,7 @@ const COMPLETIONS: &[Parameter] = &[
     emulated("echo"),
     refused(
         "suffix",
-        &[],
+        &["\"\""],
         "asks for text in the middle, which the models here do not write; leave it out",
     ),
     // Equal to `n` it changes nothing, which the reader of the request knows.
@@ -287,8 +289,8 @@ const EMBEDDINGS: &[Parameter] = &[
     emulated("encoding_format"),
     ignored("user"),
     refused("truncate_prompt_tokens", &[], "is never done here; send texts that fit"),
-    refused("task", &[], "is not read here; put the instruction into the text"),
-    refused("instruction", &[], "is not read here; put it into the text"),
+    refused("task", &["\"\""], "is not read here; put the instruction into the text"),
+    refused("instruction", &["\"\""], "is not read here; put it into the text"),
 ];
 
 /// Every row for a kind of request.
@@ -325,18 +327,28 @@ pub fn judge(kind: Kind, facts: &ModelFacts, body: &Body<'_>, faults: &mut Fault
         match row.map_or(Support::Ignored, |row| row.on(facts)) {
             Support::Ignored => ignored.push(name.to_owned()),
             Support::Refused => {
-                let raw = body.raw(name).unwrap_or("null");
-                let asks_nothing = row.is_none_or(|row| row.asks_nothing.contains(&raw)) || NOTHING.contains(&raw);
-                // The reader of the request may have said so already.
-                let told = faults.iter().any(|fault| fault.param.as_deref() == Some(name));
-                if let (false, false, Some(row)) = (asks_nothing, told, row) {
+                let asked = body.value(name);
+                if let Some(row) = row.filter(|row| !asked.is_none_or(|asked| is_any_of(&asked, row.neutral))) {
                     faults.unsupported(name, row.instead);
                 }
             }
             Support::Native | Support::Emulated | Support::Passed => {}
         }
     }
+    let inner = INNER.iter().filter(|(name, at, neutral)| {
+        let within = body.value(name);
+        let asked = within.as_ref().and_then(|value| value.pointer(at));
+        asked.is_some_and(|asked| !asked.is_null() && !is_any_of(asked, &[*neutral]))
+    });
+    ignored.extend(inner.map(|(name, at, _)| format!("{name}{}", at.replace('/', "."))));
     ignored
+}
+
+/// Whether a value is one of those, which are JSON text; 1.0 is 1.
+fn is_any_of(value: &Value, texts: &[&str]) -> bool {
+    let numbers = |one: &Value, other: &Value| Some(one.as_f64()?.partial_cmp(&other.as_f64()?)?.is_eq());
+    let same = |other: Value| numbers(value, &other).unwrap_or(*value == other);
+    texts.iter().any(|text| serde_json::from_str(text).is_ok_and(same))
 }
 
 /// The table as Markdown, for documents.

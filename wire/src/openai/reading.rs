@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Body, Faults};
+use super::{Body, FaultKind, Faults};
 use crate::ModelName;
 
 /// A request being read.
@@ -40,32 +40,32 @@ impl<'a> Reading<'a> {
         flag
     }
 
-    pub fn number(&mut self, name: &str, least: f64, most: f64) -> Option<f64> {
+    pub fn number(&mut self, name: &str, least: f64, most: f64, kind: FaultKind) -> Option<f64> {
         let number = self
             .body
             .value(name)?
             .as_f64()
             .filter(|number| (least..=most).contains(number));
         if number.is_none() {
-            self.faults
-                .invalid(name, format!("must be a number from {least} to {most}"));
+            let rule = format!("must be a number from {least} to {most}");
+            self.faults.field(kind, name.to_owned(), &rule);
         }
         number
     }
 
     /// A whole number; `16.0` is one.
-    pub fn whole(&mut self, name: &str, least: i64, most: i64) -> Option<i64> {
+    pub fn whole(&mut self, name: &str, least: i64, most: i64, kind: FaultKind) -> Option<i64> {
         let number = whole(&self.body.value(name)?).filter(|number| (least..=most).contains(number));
         if number.is_none() {
-            self.faults
-                .invalid(name, format!("must be a whole number from {least} to {most}"));
+            let rule = format!("must be a whole number from {least} to {most}");
+            self.faults.field(kind, name.to_owned(), &rule);
         }
         number
     }
 
     /// A count that fits 32 bits.
     pub fn count(&mut self, name: &str, least: u32, most: u32) -> Option<u32> {
-        let number = self.whole(name, least.into(), most.into())?;
+        let number = self.whole(name, least.into(), most.into(), FaultKind::Invalid)?;
         u32::try_from(number).ok()
     }
 

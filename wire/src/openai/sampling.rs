@@ -2,7 +2,12 @@
 
 use serde_json::Value;
 
-use super::reading::Reading;
+use super::{FaultKind, reading::Reading};
+
+/// A range that OpenAI's API has, for whoever answers.
+const OPENAIS: FaultKind = FaultKind::Invalid;
+/// A range of a parameter that vendors brought: of our own engines, for other servers may have another.
+const VENDORS: FaultKind = FaultKind::Unsupported;
 
 /// How to choose among the tokens; the defaults are OpenAI's.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,21 +55,24 @@ impl Sampling {
     )]
     pub(super) fn read(reading: &mut Reading<'_>) -> Self {
         let usual = Self::default();
-        let mut number = |name, least, most, usual: f32| reading.number(name, least, most).map_or(usual, |n| n as f32);
-        let repetition = number("repeat_penalty", 0.01, 100.0, usual.repetition_penalty);
+        let mut number =
+            |name, least, most, kind, usual: f32| reading.number(name, least, most, kind).map_or(usual, |n| n as f32);
+        let repetition = number("repeat_penalty", 0.01, 100.0, VENDORS, usual.repetition_penalty);
         Self {
-            temperature: number("temperature", 0.0, 2.0, usual.temperature),
-            top_p: number("top_p", 0.0, 1.0, usual.top_p),
-            min_p: number("min_p", 0.0, 1.0, usual.min_p),
-            presence_penalty: number("presence_penalty", -2.0, 2.0, usual.presence_penalty),
-            frequency_penalty: number("frequency_penalty", -2.0, 2.0, usual.frequency_penalty),
-            repetition_penalty: number("repetition_penalty", 0.01, 100.0, repetition),
+            temperature: number("temperature", 0.0, 2.0, OPENAIS, usual.temperature),
+            top_p: number("top_p", 0.0, 1.0, OPENAIS, usual.top_p),
+            min_p: number("min_p", 0.0, 1.0, VENDORS, usual.min_p),
+            presence_penalty: number("presence_penalty", -2.0, 2.0, OPENAIS, usual.presence_penalty),
+            frequency_penalty: number("frequency_penalty", -2.0, 2.0, OPENAIS, usual.frequency_penalty),
+            repetition_penalty: number("repetition_penalty", 0.01, 100.0, VENDORS, repetition),
             // 0 and -1 are how others spell "off".
             top_k: reading
-                .whole("top_k", -1, u32::MAX.into())
+                .whole("top_k", -1, u32::MAX.into(), VENDORS)
                 .and_then(|k| u32::try_from(k).ok())
                 .filter(|k| *k > 0),
-            seed: reading.whole("seed", i64::MIN, i64::MAX).map(i64::cast_unsigned),
+            seed: reading
+                .whole("seed", i64::MIN, i64::MAX, OPENAIS)
+                .map(i64::cast_unsigned),
             logit_bias: logit_bias(reading),
         }
     }

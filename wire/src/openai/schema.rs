@@ -62,14 +62,38 @@ fn look(at: &str, schema: &Value, root: &Value, faults: &mut Faults) {
             "items" | "additionalProperties" | "not" if !value.is_array() => look(&at(), value, root, faults),
             "required" if !is_list_of_strings(value) => faults.invalid(at(), "must be a list of names"),
             "enum" if value.as_array().is_none_or(Vec::is_empty) => faults.invalid(at(), "must be a list of values"),
-            "$ref" => match value.as_str().and_then(|target| target.strip_prefix('#')) {
-                Some(pointer) if pointer.is_empty() || root.pointer(pointer).is_some() => {}
+            "$ref" => match value.as_str().filter(|target| target.starts_with('#')) {
+                Some(target) if pointer(root, target).is_some() => {}
                 Some(_) => faults.invalid(at(), "leads to nothing in this schema"),
                 None => faults.invalid(at(), "must lead to a place in this schema, such as #/$defs/name"),
             },
             _ => {}
         }
     }
+}
+
+/// The JSON pointer of the place in `root` to which a reference such as `#/$defs/name` leads, if it leads to one; also of
+/// a reference that is encoded as URLs are.
+pub fn pointer(root: &Value, reference: &str) -> Option<String> {
+    let raw = reference.strip_prefix('#')?;
+    [raw.to_owned(), decoded(raw)]
+        .into_iter()
+        .find(|pointer| root.pointer(pointer).is_some())
+}
+
+/// Text with `%20` and its like as the characters they stand for; what stands for none stays.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digits = after
+            .get(..2)
+            .filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
 fn is_type(value: &Value) -> bool {

@@ -42,7 +42,7 @@ pub(super) fn read(reading: &mut Reading<'_>) -> Thinking {
         }
         Some(_) => {
             let rule = "must be an object such as {\"enable_thinking\": false}";
-            reading.faults.invalid("chat_template_kwargs", rule);
+            reading.faults.unsupported("chat_template_kwargs", rule);
         }
     }
     thinking
@@ -53,7 +53,7 @@ impl Thinking {
         match (name, value) {
             (_, Value::Null) => {}
             ("enable_thinking" | "thinking", Value::Bool(enabled)) => self.enabled = Some(*enabled),
-            ("enable_thinking" | "thinking", _) => reading.faults.invalid(at, "must be true or false"),
+            ("enable_thinking" | "thinking", _) => reading.faults.unsupported(at, "must be true or false"),
             ("reasoning_effort", value) => match value.as_str() {
                 Some("none") => self.enabled = Some(false),
                 Some("minimal" | "low") => self.effort = Some(Effort::Low),

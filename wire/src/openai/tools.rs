@@ -49,7 +49,6 @@ pub struct ToolCall {
 
 /// Reads `tools`; an empty list is none.
 pub(super) fn read(reading: &mut Reading<'_>) -> Vec<Tool> {
-    refuse_older_form(reading);
     if reading.body.is_longer("tools", MOST_TOOLS) {
         let rule = format!("has more than {MOST_TOOLS} entries; send fewer");
         reading.faults.invalid("tools", rule);
@@ -75,18 +74,6 @@ pub(super) fn read(reading: &mut Reading<'_>) -> Vec<Tool> {
         tools.push(tool);
     }
     tools
-}
-
-/// `functions` and `function_call` are gone from OpenAI's newer models too; `tools` does what they did.
-fn refuse_older_form(reading: &mut Reading<'_>) {
-    for (name, instead) in [("functions", "tools"), ("function_call", "tool_choice")] {
-        let harmless = ["[]", "\"none\"", "\"auto\""];
-        if reading.body.raw(name).is_some_and(|raw| !harmless.contains(&raw)) {
-            reading
-                .faults
-                .unsupported(name, format!("is the older form; send `{instead}` instead"));
-        }
-    }
 }
 
 fn read_tool(at: &str, mut tool: Value, faults: &mut Faults) -> Option<Tool> {
@@ -196,7 +183,8 @@ pub(super) fn read_choice(reading: &mut Reading<'_>, tools: &[Tool]) -> (ToolCho
         ToolChoice::Function(name) => std::slice::from_ref(name),
         _ => allowed.as_deref().unwrap_or_default(),
     };
-    let asked_for_tools = reading.body.raw("tools").is_some_and(|raw| raw != "[]");
+    let none = Value::Array(Vec::new());
+    let asked_for_tools = reading.body.value("tools").is_some_and(|tools| tools != none);
     if tools.is_empty() && !asked_for_tools {
         reading.faults.invalid("tool_choice", "needs `tools` to choose from");
     } else if let Some(absent) = names.iter().find(|name| !tools.iter().any(|tool| tool.name == **name)) {
@@ -250,14 +238,20 @@ pub(super) fn read_calls(at: &str, message: &mut Map<String, Value>, faults: &mu
     let mut read = Vec::with_capacity(calls.len());
     for (j, call) in calls.iter().enumerate() {
         let at = format!("{at}.tool_calls[{j}]");
-        if call.get("type").and_then(Value::as_str) == Some("custom") {
-            faults.unsupported(format!("{at}.type"), "is `custom`; the models here call functions");
-            continue;
-        }
         let id = call.get("id").and_then(Value::as_str).unwrap_or_default();
         if id.is_empty() || !ids.insert(id) {
             let rule = "must be a string of its own, as the answer with the call gave it";
             faults.invalid(format!("{at}.id"), rule);
+        }
+        if call.get("type").and_then(Value::as_str) == Some("custom") {
+            faults.unsupported(format!("{at}.type"), "is `custom`; the models here call functions");
+            // Its result comes in a later message, and names it.
+            read.push(ToolCall {
+                id: id.to_owned(),
+                name: String::new(),
+                arguments: String::new(),
+            });
+            continue;
         }
         let function = call.get("function").unwrap_or(&Value::Null);
         read.extend(read_function(

@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use super::{Stop, StreamOptions, Usage};
 
-/// A conversation to answer. What is not named here is ignored, and said to be in `x-hive-ignored-params`.
+/// A conversation to answer. What else becomes of which parameter is in the table of this route; what neither names is
+/// ignored, and said to be in `x-hive-ignored-params`.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"model": "smollm2-135m", "messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": false, "max_completion_tokens": 64}))]
 pub struct ChatRequest {
@@ -51,6 +52,9 @@ pub struct ChatRequest {
     /// Divides the logits of tokens that came before, in the prompt too.
     #[schema(minimum = 0.01, maximum = 100, nullable)]
     pub repetition_penalty: Option<f32>,
+    /// Another name of `repetition_penalty`, which goes before it.
+    #[schema(minimum = 0.01, maximum = 100, nullable)]
+    pub repeat_penalty: Option<f32>,
     /// Makes the answer repeatable on the same worker.
     #[schema(nullable)]
     pub seed: Option<i64>,
@@ -81,6 +85,45 @@ pub struct ChatRequest {
     /// Whether several functions may be called in one answer.
     #[schema(nullable)]
     pub parallel_tool_calls: Option<bool>,
+    /// How much a model thinks before it answers, if its chat template reads that.
+    #[schema(nullable)]
+    pub reasoning_effort: Option<ReasoningEffort>,
+    /// Whether it does at all.
+    #[schema(nullable)]
+    pub enable_thinking: Option<bool>,
+    /// The same two in vLLM's form; they go before the others.
+    #[schema(nullable)]
+    pub chat_template_kwargs: Option<TemplateArguments>,
+}
+
+/// How much a model thinks.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReasoningEffort {
+    /// Not at all.
+    None,
+    /// As `low`.
+    Minimal,
+    /// Little.
+    Low,
+    /// As usual.
+    Medium,
+    /// Much.
+    High,
+    /// As `high`.
+    Xhigh,
+}
+
+/// What is handed to the model's chat template.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateArguments {
+    /// Whether the model thinks before it answers.
+    #[schema(nullable)]
+    pub enable_thinking: Option<bool>,
+    /// How much.
+    #[schema(nullable)]
+    pub reasoning_effort: Option<ReasoningEffort>,
 }
 
 /// One message. What clients echo of earlier answers may stay in it.
@@ -280,7 +323,8 @@ pub struct Function {
     /// The JSON schema of its arguments, at most 64 KiB.
     #[schema(nullable, value_type = Option<Object>)]
     pub parameters: Option<Value>,
-    /// Whether the arguments must match exactly.
+    /// Whether the arguments must match exactly: then a schema that no grammar keeps is refused, else it is kept as far as
+    /// can be.
     #[schema(nullable)]
     pub strict: Option<bool>,
 }
@@ -324,13 +368,14 @@ pub struct JsonSchema {
     /// Its name.
     #[schema(nullable)]
     pub name: Option<String>,
-    /// What it is for.
+    /// What it is for; without effect here.
     #[schema(nullable)]
     pub description: Option<String>,
     /// The JSON schema, at most 64 KiB.
     #[schema(value_type = Object)]
     pub schema: Value,
-    /// Whether the answer must match exactly; it does either way.
+    /// Whether the answer must match exactly: then a schema that no grammar keeps is refused, else it is kept as far as can
+    /// be.
     #[schema(nullable)]
     pub strict: Option<bool>,
 }
@@ -338,7 +383,7 @@ pub struct JsonSchema {
 /// A whole answer.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"id": "chatcmpl-req_4fzzzxjylrx", "object": "chat.completion", "created": 1_750_000_000, "model": "smollm2-135m",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because of Rayleigh scattering.", "refusal": null}, "logprobs": null, "finish_reason": "stop"}],
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because of Rayleigh scattering.", "refusal": null, "annotations": []}, "logprobs": null, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 14, "completion_tokens": 6, "total_tokens": 20}}))]
 pub struct ChatCompletion {
     /// `chatcmpl-` and the request's id.
@@ -382,6 +427,9 @@ pub struct AssistantMessage {
     /// Always null: the models here do not mark refusals.
     #[schema(required)]
     pub refusal: Option<String>,
+    /// Empty, unless an attached server searched the web.
+    #[schema(value_type = Vec<Object>)]
+    pub annotations: Vec<Value>,
     /// The functions it calls.
     pub tool_calls: Option<Vec<ToolCall>>,
 }
@@ -398,6 +446,8 @@ pub enum FinishReason {
     ToolCalls,
     /// A filter cut it; attached servers only.
     ContentFilter,
+    /// To call a function, in the older form; attached servers only.
+    FunctionCall,
 }
 
 /// Log-probabilities of an answer's tokens.

@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 
 use super::{Stop, StreamOptions, Usage};
 
-/// Texts to continue. What is not named here is ignored, and said to be in `x-hive-ignored-params`.
+/// Texts to continue. What else becomes of which parameter is in the table of this route; what neither names is ignored,
+/// and said to be in `x-hive-ignored-params`.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"model": "smollm2-135m", "prompt": "The sky is blue because", "max_tokens": 32}))]
 pub struct CompletionRequest {

@@ -50,6 +50,9 @@ pub enum Refusals {
     /// The body did not arrive in time
     #[response(status = 408)]
     Late(ErrorEnvelope),
+    /// An operator cancelled the request
+    #[response(status = 409)]
+    Cancelled(ErrorEnvelope),
     /// The body is larger than 8 MiB
     #[response(status = 413)]
     TooLarge(ErrorEnvelope),
@@ -70,7 +73,8 @@ pub enum Refusals {
 /// What a stream tells beside the tokens.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StreamOptions {
-    /// Whether a last chunk with empty `choices` tells the token counts.
+    /// Whether a last chunk with empty `choices` tells the token counts. Of OpenAI's others, `include_obfuscation` has no
+    /// effect.
     #[schema(nullable)]
     pub include_usage: Option<bool>,
 }
@@ -96,6 +100,15 @@ pub struct Usage {
     pub total_tokens: u64,
     /// How the prompt's tokens came about.
     pub prompt_tokens_details: Option<PromptTokens>,
+    /// How the generated tokens came about.
+    pub completion_tokens_details: Option<CompletionTokens>,
+}
+
+/// How generated tokens came about.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CompletionTokens {
+    /// Those of its thoughts, where a worker counts them apart.
+    pub reasoning_tokens: Option<u64>,
 }
 
 /// How a prompt's tokens came about.

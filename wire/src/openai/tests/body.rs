@@ -11,6 +11,8 @@ fn what_is_no_json_is_named_by_its_place() {
         ("[]".into(), ""),
         ("\"x\"".into(), ""),
         ("\u{0}".into(), ""),
+        (format!("{{{m}"), ""),
+        (format!("{{{m},\"stop\":[\"a\""), ""),
         ("\u{feff}{}".into(), ""),
         (format!("{{{m}}} {{}}"), ""),
         (format!("{{{m},\"temperature\":NaN}}"), "temperature"),

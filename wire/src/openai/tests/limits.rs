@@ -27,14 +27,92 @@ fn what_has_no_effect_is_named_and_what_would_change_the_answer_is_refused() {
         );
     }
     assert_eq!(judge(asked, None), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn each_refused_parameter_is_taken_with_its_own_neutral_values_and_no_others() {
+    let refused = |kind, name: &str, value: &str| {
+        let facts = ModelFacts {
+            engine: Some(EngineName::Mistral),
+            ..ModelFacts::default()
+        };
+        let (text, mut faults) = (format!("{{\"{name}\": {value} }}"), Faults::default());
+        let ignored = parameters::judge(kind, &facts, &Body::read(text.as_bytes()).unwrap(), &mut faults);
+        assert!(ignored.is_empty(), "{name}");
+        named(&faults) == [format!("{name}?")]
+    };
+    let same = |one: &str, other: &str| {
+        let number = |text: &str| {
+            text.parse::<f64>()
+                .map_or(text.replace(' ', ""), |number| number.to_string())
+        };
+        number(one) == number(other)
+    };
+    for kind in [Kind::Chat, Kind::Completions, Kind::Embeddings] {
+        for row in parameters::table(kind).filter(|row| row.mistral == parameters::Support::Refused) {
+            for value in [
+                "false",
+                "true",
+                "0",
+                "0.0",
+                "1",
+                "1.00",
+                "-1",
+                "-1.0",
+                "\"\"",
+                "\"x\"",
+                "[]",
+                "[ ]",
+                "[\"x\"]",
+                "{}",
+                "{ }",
+                "[ \"text\" ]",
+                "\"none\"",
+            ] {
+                let neutral = row.neutral.iter().any(|neutral| same(neutral, value));
+                assert_eq!(refused(kind, row.name, value), !neutral, "{}: {value}", row.name);
+            }
+            assert!(!refused(kind, row.name, "null"));
+        }
+    }
+    for (name, neutral, asks) in [
+        ("skip_special_tokens", "true", "false"),
+        ("add_generation_prompt", "true", "false"),
+        ("spaces_between_special_tokens", "true", "false"),
+        ("length_penalty", "1.00", "0"),
+        ("best_of", "1", "0"),
+        ("num_predict", "-1", "0"),
+        ("modalities", "[ \"text\" ]", "[\"text\", \"audio\"]"),
+        ("functions", "[ ]", "[{}]"),
+        ("web_search_options", "null", "{}"),
+        ("prompt_logprobs", "null", "0"),
+    ] {
+        assert!(!refused(Kind::Chat, name, neutral), "{name}: {neutral}");
+        assert!(refused(Kind::Chat, name, asks), "{name}: {asks}");
+    }
+}
+
+#[test]
+fn what_vendors_brought_has_the_ranges_of_whoever_answers() {
+    for (name, value) in [
+        ("top_k", json!(-2)),
+        ("min_p", json!(2)),
+        ("repetition_penalty", json!(0)),
+        ("repeat_penalty", json!(0)),
+        ("enable_thinking", json!("auto")),
+        ("chat_template_kwargs", json!("x")),
+    ] {
+        assert_eq!(faults(json!({ name: value })), [format!("{name}?")]);
+    }
     assert_eq!(
-        judge(json!({"modalities": ["text"]}), Some(EngineName::Mistral)).1,
-        [""; 0]
+        faults(json!({"chat_template_kwargs": {"thinking": "high"}})),
+        ["chat_template_kwargs.thinking?"]
     );
-    assert_eq!(
-        judge(json!({"modalities": ["text", "audio"]}), Some(EngineName::Mistral)).1,
-        ["modalities?"]
-    );
+    assert_eq!(faults(json!({"temperature": 3})), ["temperature"]);
+    let custom = json!({"id": "a", "type": "custom", "custom": {"name": "f", "input": "x"}});
+    let past =
+        json!([{"role": "assistant", "tool_calls": [custom]}, {"role": "tool", "tool_call_id": "a", "content": ""}]);
+    assert_eq!(faults(json!({ "messages": past })), ["messages[0].tool_calls[0].type?"]);
 }
 
 #[test]

@@ -52,7 +52,6 @@ fn completions_keep_their_own_rules() {
         (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"logprobs": 6}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
-        (json!({"suffix": "x"}), "suffix?"),
         (json!({"best_of": 2}), "best_of?"),
         (json!({"prompt": vec!["a"; 65], "n": 2}), "n"),
         (json!({"echo": 1}), "echo"),
