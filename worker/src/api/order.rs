@@ -49,15 +49,18 @@ impl Order {
         let tools = tools(&asked);
         let schema = match asked.format {
             Format::Text => None,
-            Format::Json => Some(serde_json::json!({"type": "object"})),
-            Format::Schema { schema, .. } => Some(schema),
+            Format::Json => Some(Schema {
+                value: serde_json::json!({"type": "object"}),
+                strict: true,
+            }),
+            Format::Schema { schema, strict } => Some(Schema { value: schema, strict }),
         };
         let request = Request {
             prompt: Prompt::Chat(asked.messages),
             max_tokens: asked.max_tokens,
             sampling: asked.sampling,
             stop: asked.stop,
-            schema: schema.map(|value| Schema { value, strict: true }),
+            schema,
             tools,
             logprobs: asked.logprobs,
             thinking: asked.thinking,

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar};
+use serde_json::Value;
 
 use super::{
-    EngineError, Request,
+    EngineError, Request, Schema, schema,
     tools::{self, Dialect},
 };
 
@@ -29,34 +30,32 @@ pub struct Grounds {
 }
 
 impl Grounds {
-    /// What holds the answer to this request, if anything does; a schema that no grammar can keep is refused.
+    /// What holds the answer to this request, if anything does; a strict schema that no grammar can keep is refused.
     pub fn guide(&self, request: &Request) -> Result<Option<Guide>, EngineError> {
-        let invalid = |param: String| {
-            move |error: String| EngineError::Invalid {
-                message: format!("`{param}` cannot be kept to: {error}."),
-                param,
-            }
+        let schema = request.schema.as_ref();
+        let schema = schema.map(|schema| self.keepable(schema, "response_format.json_schema.schema".to_owned()));
+        let schema = schema.transpose()?;
+        let Some(tools) = &request.tools else {
+            return schema
+                .map(|schema| self.follow(tools::json_grammar(&schema)).map_err(EngineError::Failed))
+                .transpose();
         };
-        if let Some(schema) = &request.schema {
-            self.follow(tools::json_grammar(schema))
-                .map_err(invalid("response_format.json_schema.schema".to_owned()))?;
-        }
-        for (place, tool) in request.tools.iter().flat_map(|tools| &tools.list) {
+        let arguments = tools.list.iter().map(|(place, tool)| {
             let param = format!("tools[{place}].function.parameters");
-            self.follow(tools::json_grammar(&tools::arguments(tool)))
-                .map_err(invalid(param))?;
-        }
-        let grammar = match (&request.tools, &request.schema) {
-            (None, None) => return Ok(None),
-            (None, Some(schema)) => tools::json_grammar(schema),
-            (Some(tools), schema) => {
-                let trie = self.factory.tok_env().tok_trie();
-                tools::grammar(tools, self.dialect, schema.as_ref(), |mark| {
-                    trie.get_special_token(mark)
-                })
-            }
-        };
-        self.follow(grammar).map(Some).map_err(invalid("tools".to_owned()))
+            self.keepable(&tools::arguments(tool), param)
+        });
+        let arguments: Vec<Value> = arguments.collect::<Result<_, _>>()?;
+        let trie = self.factory.tok_env().tok_trie();
+        let grammar = tools::grammar(tools, &arguments, self.dialect, schema.as_ref(), |mark| {
+            trie.get_special_token(mark)
+        });
+        self.follow(grammar).map(Some).map_err(refused("tools".to_owned()))
+    }
+
+    /// The schema as a grammar keeps it.
+    fn keepable(&self, schema: &Schema, param: String) -> Result<Value, EngineError> {
+        let keeps = |schema: &Value| self.follow(tools::json_grammar(schema)).map(drop);
+        schema::keepable(schema, keeps).map_err(refused(param))
     }
 
     /// Reads a grammar in llguidance's dialect of Lark; the error says what is wrong with it.
@@ -71,6 +70,14 @@ impl Grounds {
                 lately: Vec::new(),
             }),
         }
+    }
+}
+
+/// What to say of a field whose schemas cannot be kept, and why.
+fn refused(param: String) -> impl Fn(String) -> EngineError {
+    move |reason| EngineError::Invalid {
+        message: format!("`{param}` cannot be kept to: {reason}."),
+        param: param.clone(),
     }
 }
 

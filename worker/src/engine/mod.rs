@@ -20,6 +20,7 @@ mod request;
 mod run;
 mod safetensors;
 mod sampling;
+mod schema;
 pub mod scripted;
 mod text;
 mod tools;

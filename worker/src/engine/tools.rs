@@ -66,12 +66,13 @@ impl Dialect {
 /// Every mark that a tokenizer may hold as a single token.
 pub const MARKS: [&str; 4] = ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]"];
 
-/// A grammar in llguidance's dialect of Lark for answers that call `tools`, or else say what `schema` (none: anything)
-/// allows. `special` finds a mark that is a single token of its own.
+/// A grammar in llguidance's dialect of Lark for answers that call `tools`, whose arguments fit `arguments` in their order,
+/// or else say what `schema` (none: anything) allows. `special` finds a mark that is a single token of its own.
 pub fn grammar(
     tools: &Tools,
+    arguments: &[Value],
     dialect: Dialect,
-    schema: Option<&Schema>,
+    schema: Option<&Value>,
     special: impl Fn(&str) -> Option<u32>,
 ) -> String {
     let mark = |mark: &str| special(mark).map_or_else(|| literal(mark), |id| format!("<[{id}]>"));
@@ -121,17 +122,16 @@ pub fn grammar(
     };
     grammar.push_str("gap: /[ \\n]{0,2}/\n");
     if let (false, Some(schema)) = (tools.must, schema) {
-        let _ = writeln!(grammar, "said: %json {}", guided(schema));
+        let _ = writeln!(grammar, "said: %json {schema}");
     }
     let calls: Vec<String> = (0..tools.list.len()).map(|i| format!("call_{i}")).collect();
     let _ = writeln!(grammar, "call: {}", calls.join(" | "));
-    for (i, (_, tool)) in tools.list.iter().enumerate() {
+    for (i, ((_, tool), arguments)) in tools.list.iter().zip(arguments).enumerate() {
         let head = format!(
             "{{\"name\": {}, \"{}\": ",
             Value::from(tool.name.as_str()),
             dialect.arguments()
         );
-        let arguments = guided(&arguments(tool));
         let _ = writeln!(
             grammar,
             "call_{i}: {} args_{i} \"}}\"\nargs_{i}: %json {arguments}",
@@ -142,14 +142,18 @@ pub fn grammar(
 }
 
 /// The grammar of an answer that is JSON and matches `schema`.
-pub fn json_grammar(schema: &Schema) -> String {
-    format!("start: %json {}\n", guided(schema))
+pub fn json_grammar(schema: &Value) -> String {
+    format!("start: %json {schema}\n")
 }
 
-/// The schema of a function's arguments.
+/// The schema of a function's arguments, which have names.
 pub fn arguments(tool: &Tool) -> Schema {
+    let mut value = tool.parameters.clone();
+    if value.get("type").is_none() {
+        value["type"] = "object".into();
+    }
     Schema {
-        value: tool.parameters.clone(),
+        value,
         strict: tool.strict,
     }
 }
@@ -170,49 +174,6 @@ fn regex(text: &str) -> String {
             }
         })
         .collect()
-}
-
-/// The schema as the grammar should read it. Free white space, in which small models lose themselves, is none of it;
-/// objects that list their properties have no others, unless they say so (what fits the narrower schema fits the
-/// wider one); and a schema that is not strict may hold keywords that a grammar cannot keep.
-fn guided(schema: &Schema) -> Value {
-    let mut value = schema.value.clone();
-    if !value.to_string().contains("\"allOf\"") {
-        close(&mut value);
-    }
-    let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
-        "coerce_one_of": true, "lenient": !schema.strict});
-    if value == Value::Bool(true) {
-        value = json!({});
-    }
-    if let Some(keys) = value.as_object_mut() {
-        keys.insert("x-guidance".to_owned(), style);
-    }
-    value
-}
-
-/// Closes the object schemas in `value` that leave it open whether they allow more properties.
-fn close(value: &mut Value) {
-    const OPEN: [&str; 6] = [
-        "additionalProperties",
-        "patternProperties",
-        "unevaluatedProperties",
-        "anyOf",
-        "oneOf",
-        "$ref",
-    ];
-    let Value::Object(keys) = value else { return };
-    if keys.get("properties").is_some_and(Value::is_object) && !OPEN.iter().any(|key| keys.contains_key(*key)) {
-        keys.insert("additionalProperties".to_owned(), Value::Bool(false));
-    }
-    for (key, value) in keys {
-        match (key.as_str(), value) {
-            ("properties" | "$defs" | "definitions", Value::Object(schemas)) => schemas.values_mut().for_each(close),
-            ("anyOf" | "oneOf" | "prefixItems", Value::Array(schemas)) => schemas.iter_mut().for_each(close),
-            ("items" | "additionalProperties", schema) => close(schema),
-            _ => {}
-        }
-    }
 }
 
 /// The messages for a model whose template knows no tools: they, their calls and their results become text.
@@ -237,6 +198,7 @@ pub fn spell_out(messages: Vec<Message>, tools: Option<&Tools>) -> Vec<Message> 
         spelled.push(Message {
             role: if is_result { Role::User } else { message.role },
             content: text.into(),
+            name: message.name.filter(|_| !is_result),
             ..Message::default()
         });
         after_result = is_result;
@@ -315,4 +277,4 @@ fn spaced(value: &Value) -> String {
 
 #[cfg(test)]
 #[path = "tools_tests.rs"]
-mod tests;
+pub(super) mod tests;
