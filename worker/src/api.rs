@@ -201,6 +201,8 @@ async fn answer(
             .flat_map(|echo| std::iter::repeat_n(echo, n as usize))
             .collect(),
         include_usage,
+        logprobs: prompts.iter().any(Prepared::wants_logprobs),
+        must_call: prompts.iter().any(Prepared::must_call),
     };
     let choices = answer::choices(each().map(|(prompt, i)| {
         match prompt.budget() {

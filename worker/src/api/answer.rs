@@ -106,6 +106,10 @@ pub struct Telling {
     pub echoes: Vec<Echo>,
     /// A stream ends with its usage.
     pub include_usage: bool,
+    /// Log-probabilities were asked for: they are told also where there are none to tell.
+    pub logprobs: bool,
+    /// Every choice begins with a call.
+    pub must_call: bool,
 }
 
 /// The answer as server-sent events. Dropping the body ends the work.
@@ -190,7 +194,10 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
                         },
                         _,
                     ),
-                )| { WholeChoice::new(i, text, calls, logprobs, reason.unwrap_or(FinishReason::Stop)) },
+                )| {
+                    let logprobs = telling.logprobs.then_some(&**logprobs);
+                    WholeChoice::new(i, text, calls, logprobs, reason.unwrap_or(FinishReason::Stop))
+                },
             );
             Json(Envelope::new(head, "chat.completion", choices.collect(), usage)).into_response()
         }
@@ -201,7 +208,8 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
                 } else {
                     0
                 };
-                TextChoice::new(i, &choice.text, &choice.logprobs, &mut offset, choice.reason)
+                let logprobs = telling.logprobs.then_some(&*choice.logprobs);
+                TextChoice::new(i, &choice.text, logprobs, &mut offset, choice.reason)
             });
             Json(Envelope::new(head, "text_completion", choices.collect(), usage)).into_response()
         }
@@ -396,9 +404,10 @@ impl Writer {
             }
             Event::Finish { reason, usage } => {
                 self.begin(None);
+                let none: Option<&[TokenLogprob]> = self.telling.logprobs.then_some(&[]);
                 match self.telling.form {
-                    Form::Chat => self.chat(i, Delta::Nothing, &[], Some(reason)),
-                    Form::Text { .. } => self.text(i, "", &[], Some(reason)),
+                    Form::Chat => self.chat(i, Delta::Nothing, none, Some(reason)),
+                    Form::Text { .. } => self.text(i, "", none, Some(reason)),
                 }
                 self.choices[i].is_over = true;
                 self.completion += usage.completion;
@@ -428,15 +437,19 @@ impl Writer {
         for i in 0..self.choices.len() {
             let echo = std::mem::take(&mut self.telling.echoes[i]);
             match self.telling.form {
-                Form::Chat => self.chat(i, Delta::Role { calls: call == Some(i) }, &[], None),
+                Form::Chat => {
+                    let calls = self.telling.must_call || call == Some(i);
+                    self.chat(i, Delta::Role { calls }, None, None);
+                }
                 Form::Text { .. } if echo.text.is_empty() => {}
-                Form::Text { .. } => self.text(i, &echo.text, &echo.logprobs, None),
+                Form::Text { .. } => self.text(i, &echo.text, some(&echo.logprobs), None),
             }
             self.choices[i].offset = echo.text.chars().count();
         }
     }
 
     fn delta(&mut self, i: usize, piece: &Piece, logprobs: &[TokenLogprob]) {
+        let logprobs = some(logprobs);
         match (piece, self.telling.form) {
             (Piece::Text(text), Form::Text { .. }) => self.text(i, text, logprobs, None),
             (Piece::Text(text), Form::Chat) => self.chat(i, Delta::Content(text), logprobs, None),
@@ -480,7 +493,7 @@ impl Writer {
         self.phase = Phase::Over;
     }
 
-    fn chat(&mut self, i: usize, delta: Delta, logprobs: &[TokenLogprob], finish: Option<FinishReason>) {
+    fn chat(&mut self, i: usize, delta: Delta, logprobs: Option<&[TokenLogprob]>, finish: Option<FinishReason>) {
         let choices = vec![Choice::new(i, delta, logprobs, finish)];
         self.push(sse(&Envelope::new(
             &self.telling.head,
@@ -490,7 +503,7 @@ impl Writer {
         )));
     }
 
-    fn text(&mut self, i: usize, text: &str, logprobs: &[TokenLogprob], finish: Option<FinishReason>) {
+    fn text(&mut self, i: usize, text: &str, logprobs: Option<&[TokenLogprob]>, finish: Option<FinishReason>) {
         let choices = vec![TextChoice::new(i, text, logprobs, &mut self.choices[i].offset, finish)];
         self.push(sse(&Envelope::new(
             &self.telling.head,
@@ -503,4 +516,9 @@ impl Writer {
     fn push(&mut self, frame: Bytes) {
         self.ready.push_back(Ok(frame));
     }
+}
+
+/// Those there are; a piece of a stream without any does not mention them.
+fn some(logprobs: &[TokenLogprob]) -> Option<&[TokenLogprob]> {
+    (!logprobs.is_empty()).then_some(logprobs)
 }

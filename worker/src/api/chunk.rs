@@ -148,11 +148,16 @@ impl Serialize for Delta<'_> {
 
 impl<'a> Choice<'a> {
     /// What a chunk adds to the choice of that index.
-    pub fn new(index: usize, delta: Delta<'a>, logprobs: &[TokenLogprob], finish_reason: Option<FinishReason>) -> Self {
+    pub fn new(
+        index: usize,
+        delta: Delta<'a>,
+        logprobs: Option<&[TokenLogprob]>,
+        finish_reason: Option<FinishReason>,
+    ) -> Self {
         Self {
             index,
             delta,
-            logprobs: Logprobs::some(logprobs),
+            logprobs: logprobs.map(Logprobs::new),
             finish_reason,
         }
     }
@@ -207,7 +212,7 @@ impl<'a> WholeChoice<'a> {
         index: usize,
         text: &'a str,
         calls: &'a [Call],
-        logprobs: &[TokenLogprob],
+        logprobs: Option<&[TokenLogprob]>,
         reason: FinishReason,
     ) -> Self {
         let tool_calls = calls.iter().map(|call| WholeCall {
@@ -228,7 +233,7 @@ impl<'a> WholeChoice<'a> {
         Self {
             index,
             message,
-            logprobs: Logprobs::some(logprobs),
+            logprobs: logprobs.map(Logprobs::new),
             finish_reason: reason,
         }
     }
@@ -300,15 +305,15 @@ struct Rival {
 }
 
 impl Logprobs {
-    fn some(tokens: &[TokenLogprob]) -> Option<Self> {
-        let content: Vec<Token> = tokens
+    fn new(tokens: &[TokenLogprob]) -> Self {
+        let content = tokens
             .iter()
             .map(|TokenLogprob { token, top }| Token {
                 token: token.into(),
                 top_logprobs: top.iter().map(Into::into).collect(),
             })
             .collect();
-        (!content.is_empty()).then_some(Self { content, refusal: None })
+        Self { content, refusal: None }
     }
 }
 

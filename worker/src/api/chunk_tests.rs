@@ -14,7 +14,7 @@ fn choice(delta: Delta, finish: Option<FinishReason>) -> Value {
         fingerprint: "fp_1".to_owned(),
         cached: Some(0),
     };
-    let choices = vec![Choice::new(0, delta, &[], finish)];
+    let choices = vec![Choice::new(0, delta, None, finish)];
     let event = sse(&Envelope::new(&head, "chat.completion.chunk", choices, None));
     let data = std::str::from_utf8(&event).unwrap().strip_prefix("data: ").unwrap();
     let mut chunk: Value = serde_json::from_str(data.strip_suffix("\n\n").unwrap()).unwrap();
@@ -91,7 +91,7 @@ fn a_message_with_calls_has_content_only_if_something_was_said() {
         arguments: "{}".to_owned(),
     };
     let message = |text, calls: &[Call]| {
-        serde_json::to_value(WholeChoice::new(0, text, calls, &[], FinishReason::Stop)).unwrap()["message"].take()
+        serde_json::to_value(WholeChoice::new(0, text, calls, None, FinishReason::Stop)).unwrap()["message"].take()
     };
     let calls = json!([{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
     assert_eq!(
@@ -115,7 +115,7 @@ fn logprobs_have_all_four_keys_and_no_infinity() {
         token: candidate(b"a", -0.5),
         top: vec![candidate(&[0xF0], f32::NEG_INFINITY)],
     };
-    let json = serde_json::to_value(Logprobs::some(&[logprob]).unwrap()).unwrap();
+    let json = serde_json::to_value(Logprobs::new(&[logprob])).unwrap();
     assert_eq!(
         json,
         json!({"content": [{"token": "a", "logprob": -0.5, "bytes": [97],

@@ -30,24 +30,21 @@ impl<'a> TextChoice<'a> {
     pub fn new(
         index: usize,
         text: &'a str,
-        logprobs: &[TokenLogprob],
+        logprobs: Option<&[TokenLogprob]>,
         offset: &mut usize,
         finish_reason: Option<FinishReason>,
     ) -> Self {
         Self {
             text,
             index,
-            logprobs: TextLogprobs::some(logprobs, offset),
+            logprobs: logprobs.map(|logprobs| TextLogprobs::new(logprobs, offset)),
             finish_reason,
         }
     }
 }
 
 impl TextLogprobs {
-    fn some(logprobs: &[TokenLogprob], offset: &mut usize) -> Option<Self> {
-        if logprobs.is_empty() {
-            return None;
-        }
+    fn new(logprobs: &[TokenLogprob], offset: &mut usize) -> Self {
         let place = |logprob: &TokenLogprob| {
             let at = *offset;
             // Every byte but those that go on within a character.
@@ -65,12 +62,12 @@ impl TextLogprobs {
             let own = logprob.token.logprob;
             (!own.is_nan()).then(|| finite(own))
         };
-        Some(Self {
+        Self {
             tokens: logprobs.iter().map(|logprob| name(&logprob.token)).collect(),
             token_logprobs: logprobs.iter().map(own).collect(),
             top_logprobs: logprobs.iter().map(rivals).collect(),
             text_offset,
-        })
+        }
     }
 }
 
@@ -102,7 +99,7 @@ mod tests {
         };
         let mut offset = 10;
         let tokens = [logprob("é ".as_bytes()), logprob(&[0xF0, 0x9F])];
-        let choice = TextChoice::new(1, "é ", &tokens, &mut offset, None);
+        let choice = TextChoice::new(1, "é ", Some(&tokens), &mut offset, None);
         assert_eq!(
             serde_json::to_value(choice).unwrap(),
             json!({"text": "é ", "index": 1, "finish_reason": null, "logprobs": {
@@ -111,7 +108,7 @@ mod tests {
                 "text_offset": [10, 12]}})
         );
         assert_eq!(offset, 13);
-        let plain = TextChoice::new(0, "", &[], &mut offset, Some(FinishReason::Length));
+        let plain = TextChoice::new(0, "", None, &mut offset, Some(FinishReason::Length));
         assert_eq!(
             serde_json::to_value(plain).unwrap(),
             json!({"text": "", "index": 0, "logprobs": null, "finish_reason": "length"})

@@ -139,6 +139,11 @@ impl Prepared {
         self.request.logprobs.is_some()
     }
 
+    /// Whether the answer is calls and nothing else.
+    pub fn must_call(&self) -> bool {
+        self.request.tools.as_ref().is_some_and(|tools| tools.must)
+    }
+
     /// Most tokens to generate.
     pub fn budget(&self) -> u32 {
         self.budget

@@ -129,6 +129,21 @@ async fn logprobs_come_with_the_tokens_they_belong_to() {
 }
 
 #[tokio::test]
+async fn logprobs_that_were_asked_for_are_told_even_where_there_are_none() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let asked = with(streamed("ab"), json!({"logprobs": true, "stop": "a"}));
+    let (streamed, whole) = worker.ask_both(&asked).await;
+    let none = json!({"content": [], "refusal": null});
+    assert_eq!(streamed.text(), "");
+    let ends = streamed
+        .chunks()
+        .into_iter()
+        .find(|chunk| chunk["choices"][0]["finish_reason"].is_string());
+    assert_eq!(ends.unwrap()["choices"][0]["logprobs"], none);
+    assert_eq!(whole["choices"][0]["logprobs"], none);
+}
+
+#[tokio::test]
 async fn several_choices_come_in_order_and_are_counted_together() {
     let worker = Worker::alone(json!({}), &["--slots", "1"]).await.ready().await;
     let (streamed, whole) = worker.ask_both(&with(streamed("one two"), json!({"n": 3}))).await;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     real_model::{ask, real},
-    tools::{check_weather, now, weather},
+    tools::{beyond_grammars, check_weather, now, weather},
     worker::with,
 };
 
@@ -89,6 +89,34 @@ async fn a_schema_with_references_and_alternatives_is_kept_to() {
         .await;
     assert!(cut.text().starts_with('{'));
     assert_eq!((cut.finish().as_str(), cut.usage()[1]), ("length", 8));
+}
+
+#[tokio::test]
+async fn a_schema_that_no_grammar_keeps_is_kept_as_far_as_can_be() {
+    let worker = real(&[]).await;
+    let buy = json!({"type": "function", "function": {"name": "buy", "parameters": beyond_grammars()}});
+    let more = json!({"tools": [buy], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 24});
+    let (answer, _) = worker.ask_both(&with(ask("Buy a pen for two euros."), more)).await;
+    let call = &answer.choice(0).calls[0];
+    assert_eq!(
+        (call.name.as_str(), call.arguments.get(..10)),
+        ("buy", Some("{\"price\": "))
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_the_model_does_not_have_is_not_biased() {
+    let worker = real(&[]).await;
+    let refused = worker
+        .ask(&with(ask("Hello"), json!({"logit_bias": {"99999999": 100}})))
+        .await;
+    let error = refused.json()["error"].clone();
+    assert_eq!(
+        (refused.status.as_u16(), &error["param"]),
+        (400, &json!("logit_bias")),
+        "{error}"
+    );
+    assert!(error["message"].as_str().unwrap().contains("99999999"), "{error}");
 }
 
 #[tokio::test]

@@ -74,9 +74,16 @@ async fn a_call_that_must_come_comes_with_arguments_that_fit() {
     assert!(message["tool_calls"][0].get("index").is_none());
 
     let (required, _) = worker
-        .ask_both(&calling("Weather?", json!({"tool_choice": "required"})))
+        .ask_both(&calling("Weather?", json!({"tool_choice": "required", "n": 2})))
         .await;
-    assert_eq!(required.choice(0).finish, "tool_calls");
+    for i in 0..2 {
+        assert_eq!(required.choice(i).finish, "tool_calls");
+        let begins = &required.chunks()[i]["choices"][0];
+        assert_eq!(
+            begins,
+            &json!({"index": i, "delta": {"role": "assistant", "content": null}, "finish_reason": null})
+        );
+    }
     let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}});
     let (required, _) = worker
         .ask_both(&calling("Weather?", json!({"tool_choice": allowed})))
@@ -198,4 +205,53 @@ async fn a_schema_keeps_the_answer_and_a_bad_one_is_refused_before_any_token() {
         (400, true),
         "{param}"
     );
+}
+
+/// What pydantic 2.12 makes of `Decimal`, `set[str]`, `Path` and `Literal`, and zod 4 of a record.
+pub fn beyond_grammars() -> Value {
+    json!({"type": "object", "properties": {
+        "price": {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$"}]},
+        "tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": true},
+        "file": {"type": "string", "format": "path"},
+        "unit": {"const": "EUR", "type": "string"},
+        "more": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "number"}},
+    }, "required": ["price", "tags", "file", "unit", "more", "who"]})
+}
+
+#[tokio::test]
+async fn a_schema_that_is_not_strict_is_kept_as_far_as_can_be_and_a_strict_one_is_refused() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let tool = |strict: Value| {
+        json!({"tools": [{"type": "function", "function": {"name": "buy", "strict": strict, "parameters": beyond_grammars()}}],
+        "tool_choice": "required"})
+    };
+    let format = |strict: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": strict, "schema": beyond_grammars()}}});
+    let fits = |text: &str| {
+        let said: Value = serde_json::from_str(text).unwrap();
+        assert!(
+            said["unit"] == "EUR" && said["tags"].is_array() && said.get("who").is_some(),
+            "{said}"
+        );
+        assert!(said["price"].is_number() || said["price"].is_string(), "{said}");
+    };
+    for strict in [Value::Null, json!(false)] {
+        let (called, _) = worker.ask_both(&with(streamed("x"), tool(strict.clone()))).await;
+        fits(&called.choice(0).calls[0].arguments);
+        let (said, _) = worker.ask_both(&with(streamed("x"), format(strict))).await;
+        fits(&said.text());
+    }
+    for (strict, param) in [
+        (tool(json!(true)), "tools[0].function.parameters"),
+        (format(json!(true)), "response_format.json_schema.schema"),
+    ] {
+        let refused = worker.ask(&with(streamed("x"), strict)).await;
+        let error = refused.json()["error"].clone();
+        assert_eq!(
+            (refused.status.as_u16(), &error["param"]),
+            (400, &json!(param)),
+            "{error}"
+        );
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("without `strict`"), "{message}");
+    }
 }

@@ -13,6 +13,8 @@ use crate::engine::{
 
 /// The prompt as the model sees it.
 pub fn tokenize(pipeline: &dyn Pipeline, speech: &Speech, request: &Request) -> Result<Vec<u32>, EngineError> {
+    let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
+    known(pipeline, biased, "logit_bias")?;
     let messages = match &request.prompt {
         Prompt::Raw(input) => return tokens_of(pipeline, input.clone(), "prompt"),
         Prompt::Chat(messages) if speech.knows_tools => messages.clone(),
@@ -84,6 +86,7 @@ fn fields(message: &Message, dialect: Dialect) -> Vec<(String, MessageContent)> 
     };
     let mut fields = vec![("role", role.as_str().to_owned()), ("content", message.content.text())];
     fields.extend(message.name.clone().map(|name| ("name", name)));
+    fields.extend(message.reasoning.clone().map(|text| ("reasoning_content", text)));
     fields.extend(message.tool_call_id.as_deref().map(|call| ("tool_call_id", id(call))));
     let texts = fields
         .into_iter()
@@ -108,9 +111,7 @@ pub fn tokens_of(pipeline: &dyn Pipeline, input: Input, param: &str) -> Result<V
         param: param.to_owned(),
         message,
     };
-    let Some(tokenizer) = pipeline.tokenizer() else {
-        return Err(EngineError::Failed("the model has no tokenizer".to_owned()));
-    };
+    let tokenizer = pipeline.tokenizer().ok_or_else(no_tokenizer)?;
     let mut tokens = match input {
         Input::Tokens(tokens) => tokens,
         Input::Text(text) => {
@@ -120,16 +121,52 @@ pub fn tokens_of(pipeline: &dyn Pipeline, input: Input, param: &str) -> Result<V
             encoding.get_ids().to_vec()
         }
     };
-    let size = u32::try_from(tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX);
-    if let Some(strange) = tokens.iter().find(|token| **token >= size) {
-        return Err(invalid(format!(
-            "`{param}` has the token {strange}, but the model's end at {}.",
-            size - 1
-        )));
-    }
+    known(pipeline, &tokens, param)?;
     if tokens.is_empty() {
         // An empty text goes on from the mark between texts, as OpenAI's does.
         tokens.extend(pipeline.get_metadata().eos_tok.first());
     }
     Ok(tokens)
+}
+
+fn no_tokenizer() -> EngineError {
+    EngineError::Failed("the model has no tokenizer".to_owned())
+}
+
+/// Refuses tokens that the model does not have.
+fn known<'a>(
+    pipeline: &dyn Pipeline,
+    tokens: impl IntoIterator<Item = &'a u32>,
+    param: &str,
+) -> Result<(), EngineError> {
+    let tokenizer = pipeline.tokenizer().ok_or_else(no_tokenizer)?;
+    let size = u32::try_from(tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX);
+    match tokens.into_iter().find(|token| **token >= size) {
+        None => Ok(()),
+        Some(strange) => Err(EngineError::Invalid {
+            param: param.to_owned(),
+            message: format!(
+                "`{param}` has the token {strange}, but the model's end at {}.",
+                size - 1
+            ),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_assistant_thought_goes_back_to_its_template() {
+        let thought = Message {
+            role: Role::Assistant,
+            reasoning: Some("hm".to_owned()),
+            ..Message::default()
+        };
+        let told = fields(&thought, Dialect::Hermes);
+        assert!(told.contains(&("reasoning_content".to_owned(), MessageContent::Left("hm".to_owned()))));
+        let silent = fields(&Message::default(), Dialect::Hermes);
+        assert!(silent.iter().all(|(key, _)| key != "reasoning_content"));
+    }
 }
