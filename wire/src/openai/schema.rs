@@ -2,12 +2,16 @@
 //!
 //! Whether a grammar can be made of it is the engine's to say.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::{Faults, body::shown};
 
 /// The largest schema, in bytes of JSON.
 const LARGEST: usize = 64 * 1024;
+/// The most places that references lead to for which it is looked at whether they lead out again.
+const MOST_TARGETS: usize = 256;
 /// What `type` may say.
 const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boolean", "null"];
 
@@ -27,6 +31,9 @@ pub(super) fn check(at: &str, schema: &Value, faults: &mut Faults) {
         faults.invalid(at, rule);
     } else {
         look(at, schema, schema, faults);
+        if !has_an_end(schema) {
+            faults.invalid(at, "leads back to itself on every way: no value of it has an end");
+        }
     }
 }
 
@@ -72,6 +79,64 @@ fn look(at: &str, schema: &Value, root: &Value, faults: &mut Faults) {
     }
 }
 
+/// Whether references lead out again somewhere, so that a value can end.
+fn has_an_end(root: &Value) -> bool {
+    let mut targets = BTreeSet::new();
+    gather(root, &mut targets);
+    if targets.len() > MOST_TARGETS {
+        return true;
+    }
+    // The least fixed point: at first it is known of none.
+    let mut ending = BTreeSet::new();
+    while !ends(root, &ending) {
+        let leads_out = |target: &&str| {
+            let schema = pointer(root, target).and_then(|place| root.pointer(&place));
+            !ending.contains(target) && schema.is_none_or(|schema| ends(schema, &ending))
+        };
+        let more: Vec<&str> = targets.iter().copied().filter(leads_out).collect();
+        if more.is_empty() {
+            return false;
+        }
+        ending.extend(more);
+    }
+    true
+}
+
+/// Where the references in `value` lead.
+fn gather<'a>(value: &'a Value, targets: &mut BTreeSet<&'a str>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| gather(value, targets)),
+        Value::Object(fields) => {
+            targets.extend(fields.get("$ref").and_then(Value::as_str));
+            fields.values().for_each(|value| gather(value, targets));
+        }
+        _ => {}
+    }
+}
+
+/// Whether a value of the schema can end, if values of these references can.
+fn ends(schema: &Value, ending: &BTreeSet<&str>) -> bool {
+    let Value::Object(fields) = schema else { return true };
+    let list = |key| fields.get(key).and_then(Value::as_array);
+    let only = |kind: &str| fields.get("type").is_some_and(|named| named == kind);
+    let property = |name: &Value| fields.get("properties")?.get(name.as_str()?);
+    let required = list("required").filter(|_| only("object"));
+    let items = fields
+        .get("items")
+        .filter(|_| only("array") && list("prefixItems").is_none());
+    let is_filled = fields.get("minItems").and_then(Value::as_u64).unwrap_or(0) > 0;
+    fields
+        .get("$ref")
+        .and_then(Value::as_str)
+        .is_none_or(|target| ending.contains(target))
+        && list("allOf").is_none_or(|parts| parts.iter().all(|part| ends(part, ending)))
+        && ["anyOf", "oneOf"]
+            .into_iter()
+            .all(|key| list(key).is_none_or(|parts| parts.is_empty() || parts.iter().any(|part| ends(part, ending))))
+        && required.is_none_or(|names| names.iter().filter_map(property).all(|part| ends(part, ending)))
+        && items.is_none_or(|part| !is_filled || ends(part, ending))
+}
+
 /// The JSON pointer of the place in `root` to which a reference such as `#/$defs/name` leads, if it leads to one; also of
 /// a reference that is encoded as URLs are.
 pub fn pointer(root: &Value, reference: &str) -> Option<String> {
@@ -106,4 +171,38 @@ fn is_type(value: &Value) -> bool {
 
 fn is_list_of_strings(value: &Value) -> bool {
     value.as_array().is_some_and(|names| names.iter().all(Value::is_string))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn is_sound(schema: &Value) -> bool {
+        let mut faults = Faults::default();
+        check("schema", schema, &mut faults);
+        faults.is_empty()
+    }
+
+    #[test]
+    fn a_schema_that_never_ends_is_none() {
+        for endless in [
+            json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}),
+            json!({"$ref": "#"}),
+            json!({"type": "object", "properties": {"v": {"$ref": "#"}}, "required": ["v"]}),
+            json!({"anyOf": [{"$ref": "#"}, {"allOf": [{"$ref": "#/$defs/B"}]}], "$defs": {"B": {"$ref": "#"}}}),
+            json!({"type": "array", "items": {"$ref": "#"}, "minItems": 1}),
+        ] {
+            assert!(!is_sound(&endless), "{endless}");
+        }
+        for list in [
+            json!({"type": "object", "properties": {"v": {"$ref": "#"}}, "required": []}),
+            json!({"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["next"]}),
+            json!({"type": "array", "items": {"$ref": "#"}}),
+            json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"type": "string"}}}),
+        ] {
+            assert!(is_sound(&list), "{list}");
+        }
+    }
 }
