@@ -80,7 +80,8 @@ impl Reader {
                 let ends = self.dialect.close().is_some_and(|close| close.starts_with(rest));
                 // Without a mark a brace alone says nothing.
                 let is_marked = self.dialect != Dialect::Llama || rest.contains("\"name\"");
-                !rest.is_empty() && !ends && !(is_marked && Head::of(rest) == Head::Partial)
+                let begins = is_marked && Head::of(rest) == Head::Partial;
+                !(rest.is_empty() || ends || begins)
             }
             Place::Arguments(_) | Place::Tail => false,
         };
