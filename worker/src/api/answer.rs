@@ -144,6 +144,7 @@ pub fn stream(telling: Telling, choices: Choices, giving: Giving) -> Response {
 /// A choice as it gathers.
 #[derive(Default)]
 struct Gathered {
+    thought: String,
     text: String,
     calls: Vec<Call>,
     logprobs: Vec<TokenLogprob>,
@@ -159,13 +160,16 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
         ..Gathered::default()
     };
     let mut gathered: Vec<Gathered> = telling.echoes.iter().map(begin).collect();
-    let mut completion = 0;
+    let mut usage = Usage {
+        prompt: telling.prompt_tokens,
+        ..Usage::default()
+    };
     while gathered.iter().any(|choice| choice.reason.is_none()) {
         match giving.next(&mut choices).await {
             Said::Event(i, Event::Delta(delta)) => gathered[i].add(delta),
-            Said::Event(i, Event::Finish { reason, usage }) => {
+            Said::Event(i, Event::Finish { reason, usage: used }) => {
                 gathered[i].reason = Some(reason);
-                completion += usage.completion;
+                usage.add(used);
             }
             Said::Event(_, Event::Waiting) => {}
             Said::Event(_, Event::Failed(reason)) => return Err(Refusal::Failed(reason)),
@@ -174,10 +178,6 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
             Said::Stop => return Err(Refusal::ShuttingDown),
         }
     }
-    let usage = Usage {
-        prompt: telling.prompt_tokens,
-        completion,
-    };
     let (head, usage) = (&telling.head, Some(usage));
     let numbered = gathered.iter().zip(&telling.echoes).enumerate();
     Ok(match telling.form {
@@ -187,6 +187,7 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
                     i,
                     (
                         Gathered {
+                            thought,
                             text,
                             calls,
                             logprobs,
@@ -196,7 +197,7 @@ pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) 
                     ),
                 )| {
                     let logprobs = telling.logprobs.then_some(&**logprobs);
-                    WholeChoice::new(i, text, calls, logprobs, reason.unwrap_or(FinishReason::Stop))
+                    WholeChoice::new(i, thought, text, calls, logprobs, reason.unwrap_or(FinishReason::Stop))
                 },
             );
             Json(Envelope::new(head, "chat.completion", choices.collect(), usage)).into_response()
@@ -221,6 +222,7 @@ impl Gathered {
         self.logprobs.extend(delta.logprobs);
         match delta.piece {
             Piece::Text(text) => self.text.push_str(&text),
+            Piece::Thought(text) => self.thought.push_str(&text),
             Piece::Call { name } => self.calls.push(Call {
                 id: call_id(),
                 name,
@@ -358,7 +360,7 @@ struct Broken;
 struct Writer {
     telling: Telling,
     choices: Vec<Written>,
-    completion: u32,
+    usage: Usage,
     ready: VecDeque<Result<Bytes, Broken>>,
     lacks_done: bool,
     phase: Phase,
@@ -388,8 +390,11 @@ impl Writer {
     fn new(telling: Telling) -> Self {
         Self {
             choices: vec![Written::default(); telling.echoes.len()],
+            usage: Usage {
+                prompt: telling.prompt_tokens,
+                ..Usage::default()
+            },
             telling,
-            completion: 0,
             ready: VecDeque::new(),
             lacks_done: false,
             phase: Phase::New,
@@ -410,7 +415,7 @@ impl Writer {
                     Form::Text { .. } => self.text(i, "", none, Some(reason)),
                 }
                 self.choices[i].is_over = true;
-                self.completion += usage.completion;
+                self.usage.add(usage);
                 if self.choices.iter().all(|choice| choice.is_over) {
                     self.end();
                 }
@@ -452,6 +457,7 @@ impl Writer {
         let logprobs = some(logprobs);
         match (piece, self.telling.form) {
             (Piece::Text(text), Form::Text { .. }) => self.text(i, text, logprobs, None),
+            (Piece::Thought(text), _) => self.chat(i, Delta::Reasoning(text), logprobs, None),
             (Piece::Text(text), Form::Chat) => self.chat(i, Delta::Content(text), logprobs, None),
             (Piece::Call { name }, _) => {
                 let (index, id) = (self.choices[i].calls, call_id());
@@ -467,10 +473,6 @@ impl Writer {
 
     fn end(&mut self) {
         if self.telling.include_usage {
-            let usage = Usage {
-                prompt: self.telling.prompt_tokens,
-                completion: self.completion,
-            };
             let object = match self.telling.form {
                 Form::Chat => "chat.completion.chunk",
                 Form::Text { .. } => "text_completion",
@@ -479,7 +481,7 @@ impl Writer {
                 &self.telling.head,
                 object,
                 Vec::new(),
-                Some(usage),
+                Some(self.usage),
             )));
         }
         if !self.lacks_done {

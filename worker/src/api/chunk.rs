@@ -73,6 +73,8 @@ pub enum Delta<'a> {
     Role { calls: bool },
     /// More text.
     Content(&'a str),
+    /// More of what is thought before the answer.
+    Reasoning(&'a str),
     /// A call begins.
     Call { index: usize, id: &'a str, name: &'a str },
     /// More of a call's arguments.
@@ -91,6 +93,10 @@ impl Serialize for Delta<'_> {
         #[derive(Serialize)]
         struct ContentKeys<'a> {
             content: &'a str,
+        }
+        #[derive(Serialize)]
+        struct ReasoningKeys<'a> {
+            reasoning_content: &'a str,
         }
         #[derive(Serialize)]
         struct CallsKeys<T> {
@@ -126,6 +132,7 @@ impl Serialize for Delta<'_> {
             }
             .serialize(serializer),
             Self::Content(content) => ContentKeys { content }.serialize(serializer),
+            Self::Reasoning(reasoning_content) => ReasoningKeys { reasoning_content }.serialize(serializer),
             Self::Call { index, id, name } => {
                 let function = FunctionKeys { name, arguments: "" };
                 let call = CallKeys {
@@ -178,6 +185,8 @@ struct WholeMessage<'a> {
     content: Option<&'a str>,
     refusal: Option<&'a str>,
     annotations: [(); 0],
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reasoning_content: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<WholeCall<'a>>,
 }
@@ -207,9 +216,10 @@ pub struct Call {
 }
 
 impl<'a> WholeChoice<'a> {
-    /// The choice of that index: a text, or calls with or without one.
+    /// The choice of that index: a text, or calls with or without one, and what was thought before.
     pub fn new(
         index: usize,
+        reasoning_content: &'a str,
         text: &'a str,
         calls: &'a [Call],
         logprobs: Option<&[TokenLogprob]>,
@@ -228,6 +238,7 @@ impl<'a> WholeChoice<'a> {
             content: (calls.is_empty() || !text.is_empty()).then_some(text),
             refusal: None,
             annotations: [],
+            reasoning_content,
             tool_calls: tool_calls.collect(),
         };
         Self {
@@ -265,21 +276,26 @@ struct PromptDetails {
     cached_tokens: u32,
 }
 
-/// What a model thinks aloud is part of its text here.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 struct CompletionDetails {
     reasoning_tokens: u32,
 }
 
 impl Usage {
     fn new(usage: engine::Usage, cached: Option<u32>) -> Self {
-        let engine::Usage { prompt, completion } = usage;
+        let engine::Usage {
+            prompt,
+            completion,
+            reasoning,
+        } = usage;
         Self {
             prompt_tokens: prompt,
             completion_tokens: completion,
             total_tokens: prompt.saturating_add(completion),
             prompt_tokens_details: cached.map(|cached_tokens| PromptDetails { cached_tokens }),
-            completion_tokens_details: CompletionDetails::default(),
+            completion_tokens_details: CompletionDetails {
+                reasoning_tokens: reasoning,
+            },
         }
     }
 }

@@ -73,11 +73,12 @@ fn usage_tells_its_details() {
     let usage = engine::Usage {
         prompt: 3,
         completion: 4,
+        reasoning: 2,
     };
     assert_eq!(
         serde_json::to_value(Usage::new(usage, Some(0))).unwrap(),
         json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
-            "prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}})
+            "prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 2}})
     );
     let unknown = serde_json::to_value(Usage::new(usage, None)).unwrap();
     assert!(unknown.get("prompt_tokens_details").is_none(), "{unknown}");
@@ -91,7 +92,7 @@ fn a_message_with_calls_has_content_only_if_something_was_said() {
         arguments: "{}".to_owned(),
     };
     let message = |text, calls: &[Call]| {
-        serde_json::to_value(WholeChoice::new(0, text, calls, None, FinishReason::Stop)).unwrap()["message"].take()
+        serde_json::to_value(WholeChoice::new(0, "", text, calls, None, FinishReason::Stop)).unwrap()["message"].take()
     };
     let calls = json!([{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
     assert_eq!(

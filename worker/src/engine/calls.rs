@@ -12,6 +12,8 @@ use super::tools::Dialect;
 pub enum Piece {
     /// Text for the reader.
     Text(String),
+    /// What the model thinks before it says anything.
+    Thought(String),
     /// A call begins.
     Call {
         /// The function.

@@ -45,6 +45,7 @@ use super::{
     safetensors,
     sampling::Sampler,
     text::Answer,
+    thought::{self, Start},
     tools::{self, Dialect},
     turns::{Turn, Turns},
 };
@@ -214,6 +215,7 @@ fn speech(pipeline: &dyn Pipeline, path: &Path) -> Result<Speech, LoadError> {
         vocabulary: Arc::new(vocabulary),
         grounds,
         knows_tools: taught.is_some(),
+        reasons: text.as_ref().is_some_and(|text| text.contains(thought::MARKS[0])),
         thinks: text.is_some_and(|text| {
             ["enable_thinking", "reasoning_effort"]
                 .iter()
@@ -260,13 +262,17 @@ fn engine_error(error: &impl std::fmt::Display) -> LoadError {
     LoadError::Engine(format!("the engine refuses the model: {first}"))
 }
 
-/// What the model's tokens say. Special tokens are silent, but for those that begin and end a call.
+/// What the model's tokens say. Special tokens are silent, but for those that begin and end a call or a thought.
 fn vocabulary(pipeline: &dyn Pipeline) -> Option<Vocabulary> {
     let metadata = pipeline.get_metadata();
     let tokenizer = pipeline.tokenizer()?;
     let tokens = metadata.tok_env()?;
     let mark = |mark: &'static str| Some((tokens.tok_trie().get_special_token(mark)?, mark));
-    let marks: HashMap<u32, &str> = tools::MARKS.into_iter().filter_map(mark).collect();
+    let marks: HashMap<u32, &str> = tools::MARKS
+        .into_iter()
+        .chain(thought::MARKS)
+        .filter_map(mark)
+        .collect();
     let decode = move |ids: &[u32]| {
         let parts = ids.split_inclusive(|id| marks.contains_key(id));
         let text = parts.map(|part| {
@@ -307,6 +313,8 @@ struct Speech {
     grounds: Grounds,
     /// Its chat template tells of tools, in a form that is read here.
     knows_tools: bool,
+    /// Its chat template knows thoughts.
+    reasons: bool,
     /// Its chat template switches thinking.
     thinks: bool,
 }
@@ -337,10 +345,20 @@ impl Engine for Mistral {
                 let dialect = request.tools.as_ref().map(|_| speech.grounds.dialect);
                 let written = request.prompt.written(&speech.vocabulary.decode);
                 let prepared = Prepared::new(request, prompt, context)?;
+                let thought = (speech.reasons && prepared.may_think()).then(|| {
+                    let end = prepared.prompt.len().saturating_sub(8);
+                    let end = (speech.vocabulary.decode)(&prepared.prompt[end..]);
+                    if end.trim_end().ends_with(thought::MARKS[0]) {
+                        Start::Inside
+                    } else {
+                        Start::Before
+                    }
+                });
                 Ok(Prepared {
                     written,
                     guide,
                     dialect,
+                    thought,
                     ..prepared
                 })
             })
@@ -472,9 +490,11 @@ impl Mistral {
             budget,
             guide,
             dialect,
+            thought,
             ..
         } = prepared;
         let answer = Answer::new(prepared.prompt_tokens(), *budget, request.stop.clone(), *dialect);
+        let answer = answer.with_thoughts(*thought);
         let (choices, chosen) = mpsc::unbounded_channel();
         let choose = Choose {
             sampler: Sampler::new(prepared.sampling(), prompt.len(), request.logprobs),

@@ -23,6 +23,7 @@ mod sampling;
 mod schema;
 pub mod scripted;
 mod text;
+mod thought;
 mod tools;
 mod turns;
 
@@ -138,6 +139,16 @@ pub struct Usage {
     pub prompt: u32,
     /// Tokens generated, without the model's own end mark.
     pub completion: u32,
+    /// Those of them that the model thought before it answered.
+    pub reasoning: u32,
+}
+
+impl Usage {
+    /// Adds what another choice of the same prompt took.
+    pub fn add(&mut self, choice: Self) {
+        self.completion += choice.completion;
+        self.reasoning += choice.reasoning;
+    }
 }
 
 /// What the scripted engine can do to the wire.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wire::openai::{Input, Message, Sampling, Thinking, Tool};
 
-use super::{EngineError, grammar::Guide, tools::Dialect};
+use super::{EngineError, grammar::Guide, thought::Start, tools::Dialect};
 
 /// One prompt to go on from; checked for form, and for nothing that only a model can judge.
 #[derive(Debug, Clone, Default)]
@@ -88,6 +88,8 @@ pub struct Prepared {
     pub(super) guide: Option<Guide>,
     /// How calls are written, if any may be.
     pub(super) dialect: Option<Dialect>,
+    /// Where its thoughts begin, if the model may think.
+    pub(super) thought: Option<Start>,
     /// Makes this choice's seed differ from its siblings'.
     pub(super) choice: u64,
 }
@@ -112,6 +114,7 @@ impl Prepared {
             budget,
             guide: None,
             dialect: None,
+            thought: None,
             choice: 0,
         })
     }
@@ -127,6 +130,14 @@ impl Prepared {
     /// How many tokens the prompt has.
     pub fn prompt_tokens(&self) -> u32 {
         u32::try_from(self.prompt.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the model answers a conversation in its own words, and so may think first: a grammar leaves no room for it.
+    pub(super) fn may_think(&self) -> bool {
+        let Request {
+            prompt, schema, tools, ..
+        } = &*self.request;
+        matches!(prompt, Prompt::Chat(_)) && schema.is_none() && !tools.as_ref().is_some_and(|tools| tools.must)
     }
 
     /// The prompt as text, if it came as it stands; empty for a conversation.

@@ -233,7 +233,11 @@ mod tests {
     fn finish(reason: FinishReason, completion: u32) -> Event {
         Event::Finish {
             reason,
-            usage: Usage { prompt: 7, completion },
+            usage: Usage {
+                prompt: 7,
+                completion,
+                reasoning: 0,
+            },
         }
     }
 

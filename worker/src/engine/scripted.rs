@@ -10,6 +10,7 @@
 //!   "first_token_ms": 200,
 //!   "prefill_ms": 300,
 //!   "one_at_a_time": false,
+//!   "thinks": false,
 //!   "load_ms": 2000,
 //!   "fail_load": "out of memory",
 //!   "fault": {"at": 1, "kind": "die"}
@@ -18,7 +19,8 @@
 //!
 //! `tokens` may also be a number: that many are made up. `fault` happens instead of token `at` (0: before the first
 //! one); its kinds are those of [`FaultKind`]. A client that leaves cannot stop `prefill_ms`, which comes before all
-//! else, and `one_at_a_time` has all requests wait for each other, as they do at a real engine on a CPU. A last user message in braces is a script of its own, which
+//! else, and `one_at_a_time` has all requests wait for each other, as they do at a real engine on a CPU.
+//! One that `thinks` may begin with `<think>` … `</think>`. A last user message in braces is a script of its own, which
 //! overrides the first key by key. One word is one token; the context holds 4096 unless `--context-length` says else.
 //! Where the answer must be JSON or a call and the script has no tokens, it says the shortest that the schema allows.
 
@@ -49,6 +51,7 @@ use super::{
     Request, Slot, Spec, TokenLogprob, fingerprint,
     grammar::{Grounds, Guide},
     text::Answer,
+    thought::Start,
     tools::{self, Dialect},
     turns::{Turn, Turns},
 };
@@ -65,6 +68,7 @@ pub struct Script {
     first_token_ms: Option<u64>,
     prefill_ms: Option<u64>,
     one_at_a_time: bool,
+    thinks: bool,
     load_ms: Option<u64>,
     fail_load: Option<String>,
     fault: Option<FaultAt>,
@@ -217,10 +221,12 @@ impl Scripted {
         let dialect = request.tools.as_ref().map(|_| self.grounds.dialect);
         let written = request.prompt.written(numbers);
         let prepared = Prepared::new(request, prompt, self.context)?;
+        let thought = (self.script.thinks && prepared.may_think()).then_some(Start::Before);
         Ok(Prepared {
             written,
             guide,
             dialect,
+            thought,
             ..prepared
         })
     }
@@ -391,7 +397,8 @@ impl Engine for Scripted {
                 prepared.budget,
                 request.stop.clone(),
                 prepared.dialect,
-            ),
+            )
+            .with_thoughts(prepared.thought),
             logprobs: request.logprobs.is_some(),
             over: false,
         };

@@ -5,6 +5,7 @@
 use super::{
     Delta, Event, FinishReason, TokenLogprob, Usage,
     calls::{Piece, Reader, ends_like},
+    thought::{Start, Thinker, Told},
     tools::Dialect,
 };
 
@@ -44,10 +45,11 @@ impl Detokenizer {
     }
 }
 
-/// Gathers an answer: finds calls and stop texts, counts tokens, and says what may be shown and when it is over.
+/// Gathers an answer: finds thoughts, calls and stop texts, counts tokens, and says what may be shown and when it is over.
 #[derive(Debug)]
 pub struct Answer {
     stop: Vec<String>,
+    thinker: Option<Thinker>,
     reader: Option<Reader>,
     /// It has called a tool.
     called: bool,
@@ -64,12 +66,24 @@ impl Answer {
     pub fn new(prompt: u32, budget: u32, stop: Vec<String>, dialect: Option<Dialect>) -> Self {
         Self {
             stop,
+            thinker: None,
             reader: dialect.map(Reader::new),
             called: false,
             held: String::new(),
             logprobs: Vec::new(),
-            usage: Usage { prompt, completion: 0 },
+            usage: Usage {
+                prompt,
+                ..Usage::default()
+            },
             budget,
+        }
+    }
+
+    /// The same, in which thoughts are looked for if it is known where they begin.
+    pub fn with_thoughts(self, start: Option<Start>) -> Self {
+        Self {
+            thinker: start.map(Thinker::new),
+            ..self
         }
     }
 
@@ -83,9 +97,10 @@ impl Answer {
         let is_last = self.is_last();
         self.usage.completion += 1;
         self.logprobs.extend(logprob);
+        let text = self.think(text, events);
         let pieces = match &mut self.reader {
-            None => vec![Piece::Text(text.to_owned())],
-            Some(reader) => reader.push(text),
+            None => vec![Piece::Text(text)],
+            Some(reader) => reader.push(&text),
         };
         if self.tell(pieces, events) {
             self.finish(FinishReason::Stop, events);
@@ -101,10 +116,14 @@ impl Answer {
 
     /// Ends the answer: shows what was held back and the `rest`, and says why it ended.
     pub fn end(&mut self, rest: &str, reason: FinishReason, events: &mut Vec<Event>) {
+        let mut rest = self.think(rest, events);
+        if let Some(told) = self.thinker.as_mut().map(Thinker::finish) {
+            rest.push_str(&self.show_thought(told, events));
+        }
         let pieces = match &mut self.reader {
-            None => vec![Piece::Text(rest.to_owned())],
+            None => vec![Piece::Text(rest)],
             Some(reader) => {
-                let mut pieces = reader.push(rest);
+                let mut pieces = reader.push(&rest);
                 pieces.extend(reader.finish());
                 pieces
             }
@@ -113,6 +132,26 @@ impl Answer {
             self.show_held(events);
         }
         self.finish(reason, events);
+    }
+
+    /// Shows what is thought, and counts its token; what is left is the answer's.
+    fn think(&mut self, text: &str, events: &mut Vec<Event>) -> String {
+        let Some(thinker) = &mut self.thinker else {
+            return text.to_owned();
+        };
+        let was_inside = thinker.is_inside();
+        let told = thinker.push(text);
+        if !text.is_empty() && (was_inside || thinker.is_inside()) {
+            self.usage.reasoning += 1;
+        }
+        self.show_thought(told, events)
+    }
+
+    fn show_thought(&mut self, told: Told, events: &mut Vec<Event>) -> String {
+        if !told.thought.is_empty() {
+            self.show(Piece::Thought(told.thought), events);
+        }
+        told.answer
     }
 
     /// Shows what may be shown. True: a stop text was found.
@@ -215,7 +254,11 @@ mod tests {
     fn finish(reason: FinishReason, completion: u32) -> Event {
         Event::Finish {
             reason,
-            usage: Usage { prompt: 3, completion },
+            usage: Usage {
+                prompt: 3,
+                completion,
+                reasoning: 0,
+            },
         }
     }
 
@@ -224,6 +267,52 @@ mod tests {
         let (_, events) = run(9, &[], &["a", "b"]);
         assert_eq!(events.len(), 3);
         assert_eq!(events.last(), Some(&finish(FinishReason::Stop, 2)));
+    }
+
+    #[test]
+    fn thoughts_are_told_apart_and_counted_and_no_stop_text_ends_them() {
+        let stop = vec!["so".to_owned()];
+        let mut answer = Answer::new(3, 9, stop, Some(Dialect::Hermes)).with_thoughts(Some(Start::Before));
+        let mut events = Vec::new();
+        let tokens = ["<think>", "\nso", " be it", "</think>", "\n\n", "it is ", "so"];
+        let over = tokens.iter().map(|token| answer.push(token, None, false, &mut events));
+        assert_eq!(
+            over.collect::<Vec<_>>(),
+            [false, false, false, false, false, false, true]
+        );
+        let delta = |piece| {
+            Event::Delta(Delta {
+                piece,
+                logprobs: Vec::new(),
+            })
+        };
+        let usage = Usage {
+            prompt: 3,
+            completion: 7,
+            reasoning: 4,
+        };
+        let finish = Event::Finish {
+            reason: FinishReason::Stop,
+            usage,
+        };
+        let told: String = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Delta(Delta {
+                    piece: Piece::Text(text),
+                    ..
+                }) => Some(text.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(
+            events[..2],
+            [
+                delta(Piece::Thought("so".into())),
+                delta(Piece::Thought(" be it".into()))
+            ]
+        );
+        assert_eq!((told.trim_end(), events.last()), ("it is", Some(&finish)));
     }
 
     #[test]

@@ -144,6 +144,39 @@ async fn logprobs_that_were_asked_for_are_told_even_where_there_are_none() {
 }
 
 #[tokio::test]
+async fn thoughts_are_told_apart_where_a_model_thinks_and_nowhere_else() {
+    let says = json!({"tokens": ["<thi", "nk>", "hm, ", "so", "</think>", "\n\n", "42"]});
+    let asked = streamed(says.to_string());
+    let worker = Worker::alone(json!({"thinks": true}), &[]).await.ready().await;
+    let (answer, whole) = worker.ask_both(&asked).await;
+    assert_eq!(answer.text(), "42");
+    let chunks = answer.chunks();
+    let thought = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["reasoning_content"].as_str());
+    assert_eq!(thought.collect::<String>(), "hm, so");
+    assert_eq!(whole["choices"][0]["message"]["reasoning_content"], "hm, so");
+    let details = &whole["usage"]["completion_tokens_details"];
+    assert_eq!(
+        (details, &whole["usage"]["completion_tokens"]),
+        (&json!({"reasoning_tokens": 4}), &json!(7))
+    );
+    let plain = worker.ask(&with(streamed("42"), json!({"stream": false}))).await.json();
+    assert!(
+        plain["choices"][0]["message"].get("reasoning_content").is_none(),
+        "{plain}"
+    );
+
+    let other = Worker::alone(json!({}), &[]).await.ready().await;
+    let (answer, whole) = other.ask_both(&asked).await;
+    assert_eq!(answer.text(), "<think>hm, so</think>\n\n42");
+    assert!(
+        whole["choices"][0]["message"].get("reasoning_content").is_none(),
+        "{whole}"
+    );
+}
+
+#[tokio::test]
 async fn several_choices_come_in_order_and_are_counted_together() {
     let worker = Worker::alone(json!({}), &["--slots", "1"]).await.ready().await;
     let (streamed, whole) = worker.ask_both(&with(streamed("one two"), json!({"n": 3}))).await;

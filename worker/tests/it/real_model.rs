@@ -290,26 +290,60 @@ async fn a_damaged_model_says_so_and_ends() {
     }
 }
 
+/// The model with another chat template, which may not be longer than its own.
+fn with_template(folder: &TempDir, change: impl FnOnce(&str) -> String) -> std::path::PathBuf {
+    let path = folder.path().join("changed.gguf");
+    let mut file = std::fs::read(model::path()).unwrap();
+    let find = |text: &[u8], from: usize| from + file[from..].windows(text.len()).position(|at| at == text).unwrap();
+    let begin = find(b"{% for message in messages %}", 0);
+    let last = b"<|im_start|>assistant\n' }}{% endif %}";
+    let end = find(last, begin) + last.len();
+    let template = change(std::str::from_utf8(&file[begin..end]).unwrap());
+    file[begin..end].fill(b' ');
+    file[begin..begin + template.len()].copy_from_slice(template.as_bytes());
+    std::fs::write(&path, file).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn where_the_template_begins_a_thought_the_answer_does_and_where_a_grammar_holds_it_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = with_template(&folder, |own| {
+        let shorter = own.replace("trained by Hugging Face", "by Hugging Face");
+        shorter.replace("assistant\n", "assistant\n<think>\n")
+    });
+    let worker = start(&path, &[]).await;
+    let short = with(ask("What is the capital of France?"), json!({"max_tokens": 8}));
+    let (streamed, whole) = worker.ask_both(&short).await;
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((streamed.text().as_str(), &message["content"]), ("", &json!("")));
+    assert!(
+        message["reasoning_content"]
+            .as_str()
+            .is_some_and(|thought| !thought.is_empty()),
+        "{whole}"
+    );
+    let usage = &whole["usage"];
+    assert_eq!(
+        usage["completion_tokens_details"]["reasoning_tokens"],
+        usage["completion_tokens"]
+    );
+    let form = json!({"max_tokens": 40, "response_format": {"type": "json_object"}});
+    let (_, formed) = worker.ask_both(&with(ask("Say it in JSON."), form)).await;
+    let message = &formed["choices"][0]["message"];
+    assert!(message.get("reasoning_content").is_none(), "{formed}");
+    assert!(
+        message["content"].as_str().unwrap().trim_start().starts_with('{'),
+        "{formed}"
+    );
+}
+
 #[tokio::test]
 async fn a_template_that_never_ends_ends_the_worker() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("runaway.gguf");
-    let mut file = std::fs::read(model::path()).unwrap();
-    let template = b"{% for message in messages %}";
-    let at = file
-        .windows(template.len())
-        .position(|window| window == template)
-        .unwrap();
-    let end = at
-        + file[at..at + 400]
-            .windows(11)
-            .rposition(|window| window == b"{% endif %}")
-            .unwrap()
-        + 11;
-    let loops = b"{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}";
-    file[at..end].fill(b' ');
-    file[at..at + loops.len()].copy_from_slice(loops);
-    std::fs::write(&path, file).unwrap();
+    let path = with_template(&folder, |_| {
+        "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}".to_owned()
+    });
 
     let mut worker = start(&path, &[]).await;
     let answer = worker.ask(&ask("Hi")).await;

@@ -430,6 +430,8 @@ pub struct AssistantMessage {
     /// Empty, unless an attached server searched the web.
     #[schema(value_type = Vec<Object>)]
     pub annotations: Vec<Value>,
+    /// What a model that reasons thought before it answered; no other model's answer has it.
+    pub reasoning_content: Option<String>,
     /// The functions it calls.
     pub tool_calls: Option<Vec<ToolCall>>,
 }
@@ -527,6 +529,8 @@ pub struct Delta {
     pub role: Option<String>,
     /// More text.
     pub content: Option<String>,
+    /// More of what a model that reasons thinks before it answers.
+    pub reasoning_content: Option<String>,
     /// More of calls of functions.
     pub tool_calls: Option<Vec<ToolCall>>,
 }
