@@ -59,19 +59,7 @@ pub async fn start(house: &Arc<House>, slots: u32) -> SocketAddr {
         .post(format!("{url}/register"))
         .bearer_auth(token["token"].as_str().unwrap());
     let made: wire::Registered = made.json(&registration).send().await.unwrap().json().await.unwrap();
-    let beat = wire::Heartbeat {
-        epoch: made.epoch,
-        state: wire::WorkerState::Ready,
-        progress: None,
-        message: None,
-        in_flight: 0,
-        still_busy: 0,
-        requests_ended: 0,
-        tokens_generated: 0,
-        tokens_per_second: None,
-        memory_bytes: None,
-        facts: wire::ModelFacts::default(),
-    };
+    let beat = wire::Heartbeat::idle(made.epoch, wire::WorkerState::Ready);
     let beat = house
         .http
         .post(format!("{url}/{ID}/heartbeat"))

@@ -192,6 +192,25 @@ pub struct Heartbeat {
     pub facts: ModelFacts,
 }
 
+impl Heartbeat {
+    /// Of a worker in this state that holds no request, has done nothing yet, and tells nothing more.
+    pub fn idle(epoch: i64, state: WorkerState) -> Self {
+        Self {
+            epoch,
+            state,
+            progress: None,
+            message: None,
+            in_flight: 0,
+            still_busy: 0,
+            requests_ended: 0,
+            tokens_generated: 0,
+            tokens_per_second: None,
+            memory_bytes: None,
+            facts: ModelFacts::default(),
+        }
+    }
+}
+
 /// The answer to a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatReply {

@@ -57,19 +57,7 @@ fn pick(members: &Members, tried: &[&str], now: Instant) -> String {
 }
 
 fn heard(members: &mut Members, id: &str, now: Instant) {
-    let beat = wire::Heartbeat {
-        epoch: 1,
-        state: Ready,
-        progress: None,
-        message: None,
-        in_flight: 0,
-        still_busy: 0,
-        requests_ended: 0,
-        tokens_generated: 0,
-        tokens_per_second: None,
-        memory_bytes: None,
-        facts: wire::ModelFacts::default(),
-    };
+    let beat = wire::Heartbeat::idle(1, Ready);
     members.apply(Event::Beat(id.parse().unwrap(), beat), now).unwrap();
 }
 

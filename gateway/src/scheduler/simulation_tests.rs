@@ -494,19 +494,7 @@ impl World {
 }
 
 pub(super) fn beat(epoch: i64) -> wire::Heartbeat {
-    wire::Heartbeat {
-        epoch,
-        state: WorkerState::Ready,
-        progress: None,
-        message: None,
-        in_flight: 0,
-        still_busy: 0,
-        requests_ended: 0,
-        tokens_generated: 0,
-        tokens_per_second: None,
-        memory_bytes: None,
-        facts: ModelFacts::default(),
-    }
+    wire::Heartbeat::idle(epoch, WorkerState::Ready)
 }
 
 /// One history; how many of its requests were completed.

@@ -3,17 +3,7 @@
 use serde_json::{Value, json};
 use wire::{Capabilities, EngineName};
 
-use crate::{client::Reply, harness::Hive, script::Script, server::Server, shapes};
-
-const CHATS: Capabilities = Capabilities {
-    chat: true,
-    completions: true,
-    embeddings: false,
-    vision: false,
-    tools: true,
-    structured_output: true,
-    thinking: false,
-};
+use crate::{client::Reply, harness::Hive, script::Script, server::Server, shapes, worker::CHATS};
 
 async fn model(hive: &Hive) -> Value {
     let model = Reply::to(hive.on_data("GET", "/v1/models/m")).await.json().await;

@@ -3,17 +3,7 @@
 use serde_json::{Value, json};
 use wire::{Capabilities, EngineName};
 
-use crate::{client::Reply, harness::Hive, script::Script, server::Server, shapes};
-
-const CHATS: Capabilities = Capabilities {
-    chat: true,
-    completions: true,
-    embeddings: false,
-    vision: false,
-    tools: true,
-    structured_output: true,
-    thinking: false,
-};
+use crate::{client::Reply, harness::Hive, script::Script, server::Server, shapes, worker::CHATS};
 
 fn image(url: &str) -> Value {
     let part = json!({"type": "image_url", "image_url": {"url": url}});

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
+use gateway::auth::pepper::hex;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{KeyValue, any_value::Value as Any},
@@ -70,10 +71,6 @@ fn attributes(pairs: &[KeyValue]) -> HashMap<String, String> {
     };
     let value = |pair: &KeyValue| text(pair.value.as_ref().unwrap().value.as_ref().unwrap());
     pairs.iter().map(|pair| (pair.key.clone(), value(pair))).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {

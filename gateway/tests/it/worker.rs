@@ -16,6 +16,17 @@ use crate::{
     server::Server,
 };
 
+/// What a model that chats can do.
+pub const CHATS: Capabilities = Capabilities {
+    chat: true,
+    completions: true,
+    embeddings: false,
+    vision: false,
+    tools: true,
+    structured_output: true,
+    thinking: false,
+};
+
 /// A worker that registered and sends heartbeats.
 pub struct Worker {
     /// Its server.
@@ -144,17 +155,8 @@ impl Joining<'_> {
         let reply = self.hive.register(token, &registration).await;
         let registered: Registered = serde_json::from_value(reply.json().await).unwrap();
         let beat = Heartbeat {
-            epoch: registered.epoch,
-            state: self.state,
-            progress: None,
-            message: None,
-            in_flight: 0,
-            still_busy: 0,
-            requests_ended: 0,
-            tokens_generated: 0,
-            tokens_per_second: None,
-            memory_bytes: None,
             facts: self.facts,
+            ..Heartbeat::idle(registered.epoch, self.state)
         };
         let beat = Arc::new(Mutex::new(beat));
         let heart = beating(self.hive, &registered, beat.clone());

@@ -111,7 +111,8 @@ async fn all_there(
     .await
 }
 
-async fn call<T>(
+/// Has one thing done there, with what is said about it on the way.
+pub async fn call<T>(
     route: &Route,
     act: Act,
     output: &Output,

@@ -10,12 +10,13 @@ use gateway::{
 use tokio::io::AsyncReadExt as _;
 
 use super::{cannot_write, journal};
+use crate::commands::there::call;
 use crate::{
     cli::audit::{Anchor, Anchors, Way},
     config::Config,
     error::Failure,
     gateway_client::Gateway,
-    hosts::{self, Act, Ask, Call, Checkpoint, Frame},
+    hosts::{Act, Call, Checkpoint, Frame},
     output::Output,
     signals::Signals,
     ssh::{Address, Route},
@@ -135,17 +136,6 @@ fn proof(folder: &Path, seen: u64, size: u64) -> Result<Vec<String>, Failure> {
         Failure::task(what, "name its folder with --dir").because(error)
     })?;
     Ok(path.iter().flatten().map(|hash| hex(hash)).collect())
-}
-
-async fn call<T>(
-    route: &Route,
-    act: Act,
-    output: &Output,
-    signals: &mut Signals,
-    conversation: impl AsyncFnOnce(&mut Call) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let json = output.is_json();
-    hosts::call(route, &Ask { json, act }, output, signals, conversation).await
 }
 
 fn route(host: &Address, way: &Way, config: &Config) -> Route {
