@@ -18,6 +18,7 @@ pub mod parameters;
 mod reading;
 mod sampling;
 pub mod schema;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod thinking;
@@ -32,5 +33,6 @@ pub use format::Format;
 pub use input::Input;
 pub use messages::{Content, Message, Part, Role};
 pub use sampling::Sampling;
+pub use stop::{Stops, ends_like};
 pub use thinking::{Effort, Thinking};
 pub use tools::{Tool, ToolCall, ToolChoice};

@@ -4,6 +4,7 @@
 //! is text after all. It never judges arguments: a grammar has, or nobody does.
 
 use serde_json::Value;
+use wire::openai::ends_like;
 
 use super::tools::Dialect;
 
@@ -246,16 +247,6 @@ impl Reader {
             self.begun = true;
         }
     }
-}
-
-/// Length of the longest end of `text` that `mark` begins with.
-pub fn ends_like(text: &str, mark: &str) -> usize {
-    let starts = text.char_indices().map(|(at, _)| &text[at..]);
-    starts
-        .filter(|end| end.len() < mark.len() && mark.starts_with(end))
-        .map(str::len)
-        .max()
-        .unwrap_or(0)
 }
 
 /// What begins a call's object: `{"name": "…", "arguments": `.

@@ -2,9 +2,11 @@
 //!
 //! Both engines go through here, so that both count, stop and end alike. It knows neither model nor wire.
 
+use wire::openai::Stops;
+
 use super::{
     Delta, Event, FinishReason, TokenLogprob, Usage,
-    calls::{Piece, Reader, ends_like},
+    calls::{Piece, Reader},
     thought::{Start, Thinker, Told},
     tools::Dialect,
 };
@@ -48,13 +50,11 @@ impl Detokenizer {
 /// Gathers an answer: finds thoughts, calls and stop texts, counts tokens, and says what may be shown and when it is over.
 #[derive(Debug)]
 pub struct Answer {
-    stop: Vec<String>,
+    stops: Stops,
     thinker: Option<Thinker>,
     reader: Option<Reader>,
     /// It has called a tool.
     called: bool,
-    /// Text that could be the beginning of a stop text.
-    held: String,
     logprobs: Vec<TokenLogprob>,
     usage: Usage,
     budget: u32,
@@ -65,11 +65,10 @@ impl Answer {
     /// is a dialect to read them in.
     pub fn new(prompt: u32, budget: u32, stop: Vec<String>, dialect: Option<Dialect>) -> Self {
         Self {
-            stop,
+            stops: Stops::new(stop),
             thinker: None,
             reader: dialect.map(Reader::new),
             called: false,
-            held: String::new(),
             logprobs: Vec::new(),
             usage: Usage {
                 prompt,
@@ -163,25 +162,22 @@ impl Answer {
                 self.show(piece, events);
                 continue;
             };
-            self.held.push_str(&text);
-            // The one that is complete first ends the answer, however the text is cut into tokens.
-            let end = |stop: &String| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at));
-            if let Some((_, at)) = self.stop.iter().filter_map(end).min() {
-                self.held.truncate(at);
-                self.show_held(events);
+            let (text, over) = self.stops.push(&text);
+            self.show_text(text, events);
+            if over {
                 return true;
             }
-            let suspect = self.stop.iter().map(|stop| ends_like(&self.held, stop)).max();
-            let rest = self.held.split_off(self.held.len() - suspect.unwrap_or(0));
-            self.show_held(events);
-            self.held = rest;
         }
         false
     }
 
     fn show_held(&mut self, events: &mut Vec<Event>) {
-        if !self.held.is_empty() {
-            let text = std::mem::take(&mut self.held);
+        let text = self.stops.rest();
+        self.show_text(text, events);
+    }
+
+    fn show_text(&mut self, text: String, events: &mut Vec<Event>) {
+        if !text.is_empty() {
             self.show(Piece::Text(text), events);
         }
     }

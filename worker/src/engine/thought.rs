@@ -3,7 +3,7 @@
 //! What could still become a mark is held back, and so are the gaps around a thought, which are no text of their own.
 //! Once the answer has begun it never looks for thoughts again.
 
-use super::calls::ends_like;
+use wire::openai::ends_like;
 
 /// What begins and ends a thought.
 pub const MARKS: [&str; 2] = ["<think>", "</think>"];
