@@ -121,16 +121,14 @@ impl Refusal {
                 context,
                 prompt,
                 asked: Some(asked),
-            } => format!(
+            } if prompt < context => format!(
                 "This model's maximum context length is {context} tokens, but you asked for {}: {prompt} in `{param}` and \
-                 {asked} for the answer. Shorten `{param}`, or lower max_tokens.",
-                u64::from(*prompt) + u64::from(*asked)
+                 {asked} for the answer. Lower max_tokens to at most {}, or shorten `{param}`.",
+                u64::from(*prompt) + u64::from(*asked),
+                context - prompt
             ),
             Self::ContextLength {
-                param,
-                context,
-                prompt,
-                asked: None,
+                param, context, prompt, ..
             } => format!(
                 "This model's maximum context length is {context} tokens, but `{param}` has {prompt}. Shorten it."
             ),

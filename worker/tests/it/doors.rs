@@ -129,9 +129,10 @@ async fn every_refusal_wears_the_envelope() {
     }
     let answer = worker.ask(&with(streamed("a b"), json!({"max_tokens": 9}))).await;
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(
-        message.contains("length is 10 tokens, but you asked for 11: 2 in `messages` and 9 for the answer"),
-        "{message}"
+    assert_eq!(
+        message,
+        "This model's maximum context length is 10 tokens, but you asked for 11: 2 in `messages` and 9 for the answer. \
+         Lower max_tokens to at most 8, or shorten `messages`."
     );
 }
 
