@@ -272,8 +272,7 @@ async fn record_denial(State(state): State<AppState>, request: Request, next: Ne
 }
 
 async fn unknown_url(method: Method, uri: Uri) -> ApiError {
-    let path: String = uri.path().chars().filter(char::is_ascii_graphic).take(200).collect();
-    ApiError::UnknownUrl(format!("{method} {path}"))
+    ApiError::UnknownUrl(format!("{method} {}", wire::printable(uri.path(), 200)))
 }
 
 /// What axum or the docs refuse in words of their own goes into the envelope like everything else.

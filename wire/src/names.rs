@@ -114,6 +114,14 @@ fn check_host(s: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// What somebody else wrote, as a message or a log may show it: one line of at most so many characters, none of which
+/// steers a terminal or turns the direction of what is read.
+pub fn printable(text: &str, most: usize) -> String {
+    let steers = |c: &char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let line = text.trim().chars().map(|c| if c.is_whitespace() { ' ' } else { c });
+    line.filter(|c| !steers(c)).take(most).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,5 +176,14 @@ mod tests {
     fn a_bad_name_is_refused_while_reading_json() {
         let error = serde_json::from_str::<ModelName>("\"a b\"").unwrap_err();
         assert!(error.to_string().contains("a model name consists of"), "{error}");
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_is_one_short_line() {
+        assert_eq!(
+            printable(" a\nb\tc \u{1b}[2J\u{7}\u{202e}d\u{2028}é\n", 20),
+            "a b c [2Jd é"
+        );
+        assert_eq!(printable("ééé", 2), "éé");
     }
 }

@@ -192,7 +192,7 @@ impl Asked {
             return Err(ApiError::Faulty(faults));
         }
         let name = || body.get::<String>("model").unwrap_or_default();
-        let model = model.ok_or_else(|| ApiError::ModelNotFound(printable(&name())))?;
+        let model = model.ok_or_else(|| ApiError::ModelNotFound(wire::printable(&name(), 100)))?;
         Ok(Sound {
             kind,
             model,

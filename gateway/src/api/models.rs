@@ -151,7 +151,7 @@ pub async fn show(
     Reader(reader): Reader,
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    let unknown = || ApiError::ModelNotFound(super::inference::printable(&id));
+    let unknown = || ApiError::ModelNotFound(wire::printable(&id, 100));
     let name: ModelName = id.parse().map_err(|_| unknown())?;
     if !reader.may_call(&name) {
         return Err(ApiError::ModelNotAllowed(name.to_string()));

@@ -366,5 +366,5 @@ fn find(state: &AppState, id: &str) -> Result<WorkerView, ApiError> {
 }
 
 fn unknown(id: &str) -> ApiError {
-    ApiError::UnknownWorker(id.chars().filter(char::is_ascii_graphic).take(64).collect())
+    ApiError::UnknownWorker(wire::printable(id, 64))
 }

@@ -11,6 +11,7 @@ use serde::{
 use serde_json::{Value, value::RawValue};
 
 use super::Faults;
+use crate::printable;
 
 /// The deepest nesting of the body's JSON.
 const DEEPEST: usize = 128;
@@ -245,7 +246,7 @@ fn place(text: &[u8], at: usize) -> String {
 
 /// A client's own word as an error may show it.
 pub(super) fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(64).collect()
+    printable(text, 64)
 }
 
 /// The fields of an object; a name that comes twice counts once, with its last value, as most readers take it.

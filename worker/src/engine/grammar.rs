@@ -91,7 +91,7 @@ fn reason(error: &str) -> String {
         Some(pattern) => format!("{} {pattern}", first.trim_end()),
         None => first.to_owned(),
     };
-    told.chars().take(300).collect()
+    wire::printable(&told, 300)
 }
 
 /// Follows one answer through its grammar. A clone goes its own way.
