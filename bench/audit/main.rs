@@ -172,6 +172,7 @@ fn event(n: u64) -> Event {
     event.usage = Some(Usage {
         prompt: Some(31),
         completion: Some(64),
+        estimated: false,
     });
     event.t = Some(Times {
         queue: Some(0),

@@ -59,6 +59,8 @@ pub struct Entry {
     books: Books,
     /// What the request may use of its key's limits; settled when the entry is.
     pub reservation: Option<Reservation>,
+    /// Tokens that its prompt has by our guess, which holds where nobody counts them.
+    pub prompt_guess: u64,
     /// What OpenTelemetry is told of it, if anything.
     span: Option<Span>,
     /// An operator wants the request to end.
@@ -69,6 +71,17 @@ pub struct Entry {
     actor: Option<Actor>,
     epoch: Option<i64>,
     queued_ms: Option<i64>,
+}
+
+/// Tokens of a request, as far as they are known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of the prompt.
+    pub prompt: Option<i64>,
+    /// Generated.
+    pub completion: Option<i64>,
+    /// Nobody has counted some of them; the prompt's are guessed, if those are among them.
+    pub estimated: bool,
 }
 
 impl Books {
@@ -92,6 +105,7 @@ impl Books {
             state: RequestState::Queued,
             prompt_tokens: None,
             completion_tokens: None,
+            estimated: false,
             started_at_ms: crate::now_ms(),
             ttft_ms: None,
             total_ms: None,
@@ -108,6 +122,7 @@ impl Books {
             started: Instant::now(),
             books: self.clone(),
             reservation: None,
+            prompt_guess: 0,
             span: None,
             cancel,
             journal: None,
@@ -220,6 +235,7 @@ impl Entry {
         event.usage = Some(Usage {
             prompt: self.view.prompt_tokens,
             completion: self.view.completion_tokens,
+            estimated: self.view.estimated,
         });
         event.t = Some(Times {
             queue: self.queued_ms,
@@ -261,10 +277,12 @@ impl Entry {
         }
     }
 
-    /// What has been counted so far; called again, the later count holds.
-    pub fn tokens(&mut self, prompt: Option<i64>, completion: Option<i64>) {
-        self.view.prompt_tokens = prompt.or(self.view.prompt_tokens);
-        self.view.completion_tokens = completion.or(self.view.completion_tokens);
+    /// What is known of its tokens so far; called again, the later count holds.
+    pub fn tokens(&mut self, tokens: Tokens) {
+        let guess = || i64::try_from(self.prompt_guess).ok().filter(|_| tokens.estimated);
+        self.view.prompt_tokens = tokens.prompt.or_else(guess).or(self.view.prompt_tokens);
+        self.view.completion_tokens = tokens.completion.or(self.view.completion_tokens);
+        self.view.estimated = tokens.estimated;
     }
 
     /// How it ended; without this it settles as cancelled, since only a client that leaves drops it open.
@@ -364,7 +382,11 @@ mod tests {
         let (_dir, db, books) = books().await;
         let mut entry = books.admit("req_1", "key", "m");
         entry.worker(&"w".parse().unwrap(), 1);
-        entry.tokens(Some(7), Some(3));
+        entry.tokens(Tokens {
+            prompt: Some(7),
+            completion: Some(3),
+            estimated: false,
+        });
         assert_eq!(books.open_entries(), 1);
         drop(entry);
         books.flush().await;

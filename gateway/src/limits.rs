@@ -17,6 +17,8 @@ pub use self::meter::{Limit, Refusal, Share, Standing};
 use self::meter::{Meter, Moment};
 use crate::metrics;
 
+/// Bytes of a text for one of its tokens: about right for English.
+const BYTES_PER_TOKEN: u64 = 4;
 /// Milliseconds of a day.
 const DAY_MS: i64 = 24 * 3_600_000;
 /// Meters that are kept without asking whether they still count anything.
@@ -120,6 +122,11 @@ impl Drop for Reservation {
             meter.settle(self.reserved, self.used, now());
         }
     }
+}
+
+/// About how many tokens a text of so many bytes has, where nobody has counted them.
+pub fn estimate(bytes: usize) -> u64 {
+    bytes as u64 / BYTES_PER_TOKEN
 }
 
 /// The day it is (UTC), in days since 1970.

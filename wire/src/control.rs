@@ -206,6 +206,9 @@ pub struct RequestView {
     pub prompt_tokens: Option<i64>,
     /// Tokens generated.
     pub completion_tokens: Option<i64>,
+    /// That tokens are an estimate of ours, since the attached server that has it counts none; only there if so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
     /// When it was admitted, in Unix milliseconds.
     pub started_at_ms: i64,
     /// Time to first token, in milliseconds.

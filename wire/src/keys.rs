@@ -271,6 +271,9 @@ pub struct UsageRow {
     pub prompt_tokens: i64,
     /// Tokens of answers, also of those that were broken off.
     pub completion_tokens: i64,
+    /// Requests among them whose tokens are an estimate of ours.
+    #[serde(default)]
+    pub estimated: i64,
 }
 
 #[cfg(test)]

@@ -9,12 +9,10 @@ use crate::{
     auth::{caller::still_good, keyring::Identity},
     books::Entry,
     error::ApiError,
-    limits::{Share, Standing},
+    limits::{self, Share, Standing},
     state::AppState,
 };
 
-/// Bytes of a request for one token of its prompt: about right for English, and settled exactly afterwards.
-const BYTES_PER_TOKEN: u64 = 4;
 /// An answer's tokens where the request names no limit.
 const USUAL_ANSWER: u64 = 256;
 /// A prompt's most tokens where the model's context is not known.
@@ -44,7 +42,7 @@ pub fn admit(
         return Err(ApiError::ModelNotAllowed(model.to_string()));
     }
     let context = state.dispatcher.model(model).and_then(|view| view.facts.context_length);
-    let prompt = (bytes as u64 / BYTES_PER_TOKEN).min(context.map_or(USUAL_CONTEXT, u64::from));
+    let prompt = limits::estimate(bytes).min(context.map_or(USUAL_CONTEXT, u64::from));
     let (tokens, unsure) = match answer {
         Some(most) => (prompt + u64::from(most), 0),
         None => (prompt + USUAL_ANSWER, USUAL_ANSWER),
@@ -53,6 +51,7 @@ pub fn admit(
     let standing = reservation.as_ref().map(|reservation| reservation.standing);
     let mut entry = state.books.admit(id, &identity.id, model.as_str());
     entry.reservation = reservation;
+    entry.prompt_guess = prompt;
     // Only now: a key that is revoked from here on finds the entry, and ends it.
     still_good(identity, state)?;
     Ok(Admitted {

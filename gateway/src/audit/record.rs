@@ -210,6 +210,9 @@ pub struct Usage {
     /// Generated.
     #[serde(rename = "out", default, skip_serializing_if = "Option::is_none")]
     pub completion: Option<i64>,
+    /// That they are an estimate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
 }
 
 /// Times of a request, in milliseconds since it was admitted.
@@ -345,6 +348,7 @@ mod tests {
         event.usage = Some(Usage {
             prompt: Some(3),
             completion: None,
+            estimated: false,
         });
         let record = Record {
             v: VERSION,

@@ -17,9 +17,9 @@ const DAY_MS: i64 = 86_400_000;
 /// Writes a request as it stands; a later writing replaces an earlier one.
 pub async fn write(db: &mut SqliteConnection, request: &RequestView) -> Result<(), DbError> {
     sqlx::query(
-        "INSERT INTO requests (id, key_id, model, worker, state, prompt_tokens, completion_tokens, started_at_ms, ttft_ms, total_ms, error) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-         ON CONFLICT (id) DO UPDATE SET worker = $4, state = $5, prompt_tokens = $6, completion_tokens = $7, ttft_ms = $9, total_ms = $10, error = $11",
+        "INSERT INTO requests (id, key_id, model, worker, state, prompt_tokens, completion_tokens, started_at_ms, ttft_ms, total_ms, error, estimated) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+         ON CONFLICT (id) DO UPDATE SET worker = $4, state = $5, prompt_tokens = $6, completion_tokens = $7, ttft_ms = $9, total_ms = $10, error = $11, estimated = $12",
     )
     .bind(&request.id)
     .bind(&request.key_id)
@@ -32,6 +32,7 @@ pub async fn write(db: &mut SqliteConnection, request: &RequestView) -> Result<(
     .bind(request.ttft_ms)
     .bind(request.total_ms)
     .bind(&request.error)
+    .bind(i64::from(request.estimated))
     .execute(db)
     .await?;
     Ok(())
@@ -118,7 +119,8 @@ pub async fn usage(
 ) -> Result<Vec<UsageRow>, DbError> {
     let rows = sqlx::query(
         "SELECT key_id, model, started_at_ms / 86400000 AS day, COUNT(*) AS requests, \
-                SUM(COALESCE(prompt_tokens, 0)) AS prompt_tokens, SUM(COALESCE(completion_tokens, 0)) AS completion_tokens \
+                SUM(COALESCE(prompt_tokens, 0)) AS prompt_tokens, SUM(COALESCE(completion_tokens, 0)) AS completion_tokens, \
+                SUM(estimated) AS estimated \
          FROM requests \
          WHERE started_at_ms >= $1 AND ($2 IS NULL OR key_id = $2) AND ($3 IS NULL OR model = $3) \
          GROUP BY key_id, model, day ORDER BY day DESC, key_id, model",
@@ -135,6 +137,7 @@ pub async fn usage(
         requests: row.get("requests"),
         prompt_tokens: row.get("prompt_tokens"),
         completion_tokens: row.get("completion_tokens"),
+        estimated: row.get("estimated"),
     };
     Ok(rows.iter().map(row).collect())
 }
@@ -158,6 +161,7 @@ fn view(row: &sqlx::sqlite::SqliteRow) -> Result<RequestView, DbError> {
         state: RequestState::parse(row.get("state")).ok_or_else(unreadable)?,
         prompt_tokens: row.get("prompt_tokens"),
         completion_tokens: row.get("completion_tokens"),
+        estimated: row.get::<i64, _>("estimated") != 0,
         started_at_ms: row.get("started_at_ms"),
         ttft_ms: row.get("ttft_ms"),
         total_ms: row.get("total_ms"),

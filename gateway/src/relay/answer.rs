@@ -19,7 +19,7 @@ use super::{
     sse::Decoder,
     upstream::{Failure, Patience, content_type},
 };
-use crate::{error::chain, registry::members::Target};
+use crate::{books::Tokens, error::chain, registry::members::Target};
 
 /// The largest answer in one piece that is taken from a server that was asked for a stream, in bytes.
 const LARGEST_PIECE: usize = 16 * 1024 * 1024;
@@ -163,6 +163,30 @@ impl Answer {
             _ => "[DONE]".len(),
         };
         self.ready.iter().map(|event| "data: \n\n".len() + length(event)).sum()
+    }
+
+    /// The tokens so far: those that the worker has counted, else those that passed. Ours send one at a time; what an
+    /// attached server has not counted, or says are none, is an estimate.
+    pub fn tokens(&self) -> Tokens {
+        let Usage {
+            prompt_tokens,
+            completion_tokens,
+        } = self.progress.usage.unwrap_or_default();
+        if self.mender.is_none() {
+            return Tokens {
+                prompt: prompt_tokens,
+                completion: completion_tokens.or(Some(self.progress.tokens)),
+                estimated: false,
+            };
+        }
+        let passed = self.progress.estimate();
+        let prompt = prompt_tokens.filter(|count| *count > 0);
+        let completion = completion_tokens.filter(|count| *count > 0 || passed == 0);
+        Tokens {
+            prompt,
+            completion: completion.or(Some(passed)),
+            estimated: prompt.is_none() || completion.is_none(),
+        }
     }
 
     /// The next event that is there already; after any but [`Event::Chunk`] there is none.

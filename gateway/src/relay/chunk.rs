@@ -1,4 +1,4 @@
-//! What the relay reads of a chunk as it passes: the end, the usage, whether it carries a token.
+//! What the relay reads of a chunk as it passes: the end, the usage, how much it says.
 //!
 //! It never rewrites a chunk; what it does not know passes untouched.
 
@@ -6,8 +6,12 @@ use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{MapAccess, SeqAccess, Visitor},
 };
+
+use serde_json::{Map, Value};
+
+use crate::limits;
 
 /// The parts of a chunk the relay looks at.
 #[derive(Debug, Deserialize)]
@@ -31,25 +35,18 @@ pub struct Choice<'a> {
     #[serde(borrow, default)]
     finish_reason: Option<Cow<'a, str>>,
     #[serde(default)]
-    delta: Option<Delta>,
+    delta: Said,
     /// What a completion has instead of a delta.
     #[serde(default)]
-    text: Filled,
+    text: Said,
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Filled,
-    #[serde(default)]
-    reasoning_content: Filled,
-    #[serde(default)]
-    tool_calls: Filled,
-}
-
-/// Whether a field holds anything, whatever its type: text here, a list of parts from some servers.
+/// How much a field says, whatever its type: the bytes of its texts, one for anything else, nothing for who speaks.
 #[derive(Debug, Default)]
-struct Filled(bool);
+struct Said(usize);
+
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Token counts, as far as the books keep them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -65,6 +62,8 @@ pub struct Usage {
 pub struct Progress {
     /// Deltas that carried a token; the count of tokens until the worker's own usage comes.
     pub tokens: i64,
+    /// What they said, in bytes.
+    said: usize,
     /// The worker's own count.
     pub usage: Option<Usage>,
     /// How many choices there must be, if that is known.
@@ -92,12 +91,18 @@ impl Progress {
             if choice.finish_reason.is_some() && !self.finished.contains(&choice.index) {
                 self.finished.push(choice.index);
             }
-            let carries = choice.text.0 || choice.delta.as_ref().is_some_and(Delta::carries_a_token);
-            self.tokens += i64::from(carries);
-            token |= carries;
+            self.said += choice.says();
+            self.tokens += i64::from(choice.says() > 0);
+            token |= choice.says() > 0;
         }
         self.usage = chunk.usage.or(self.usage);
         token
+    }
+
+    /// About how many tokens have passed, where an event may be more than one.
+    pub fn estimate(&self) -> i64 {
+        let tokens = limits::estimate(self.said);
+        self.tokens.max(i64::try_from(tokens).unwrap_or(i64::MAX))
     }
 
     /// How many choices have begun.
@@ -119,51 +124,57 @@ impl Chunk<'_> {
     }
 }
 
-impl Delta {
-    fn carries_a_token(&self) -> bool {
-        self.content.0 || self.reasoning_content.0 || self.tool_calls.0
+impl Choice<'_> {
+    /// How much it says, in bytes.
+    fn says(&self) -> usize {
+        self.delta.0 + self.text.0
     }
 }
 
-impl<'de> Deserialize<'de> for Filled {
+/// Whether a chunk's choice says anything.
+pub fn says(choice: &Map<String, Value>) -> bool {
+    Choice::deserialize(choice).is_ok_and(|choice| choice.says() > 0)
+}
+
+impl<'de> Deserialize<'de> for Said {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Look;
         impl<'de> Visitor<'de> for Look {
-            type Value = Filled;
+            type Value = Said;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
             }
-            fn visit_str<E>(self, text: &str) -> Result<Filled, E> {
-                Ok(Filled(!text.is_empty()))
+            fn visit_str<E>(self, text: &str) -> Result<Said, E> {
+                Ok(Said(text.len()))
             }
-            fn visit_unit<E>(self) -> Result<Filled, E> {
-                Ok(Filled(false))
+            fn visit_unit<E>(self) -> Result<Said, E> {
+                Ok(Said(0))
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Filled, E> {
-                Ok(Filled(true))
+            fn visit_bool<E>(self, _: bool) -> Result<Said, E> {
+                Ok(Said(1))
             }
-            fn visit_i64<E>(self, _: i64) -> Result<Filled, E> {
-                Ok(Filled(true))
+            fn visit_i64<E>(self, _: i64) -> Result<Said, E> {
+                Ok(Said(1))
             }
-            fn visit_u64<E>(self, _: u64) -> Result<Filled, E> {
-                Ok(Filled(true))
+            fn visit_u64<E>(self, _: u64) -> Result<Said, E> {
+                Ok(Said(1))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Filled, E> {
-                Ok(Filled(true))
+            fn visit_f64<E>(self, _: f64) -> Result<Said, E> {
+                Ok(Said(1))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Filled, A::Error> {
-                let mut filled = false;
-                while list.next_element::<IgnoredAny>()?.is_some() {
-                    filled = true;
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Said, A::Error> {
+                let mut all = 0;
+                while let Some(Said(some)) = list.next_element()? {
+                    all += some;
                 }
-                Ok(Filled(filled))
+                Ok(Said(all))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Filled, A::Error> {
-                let mut filled = false;
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
-                    filled = true;
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Said, A::Error> {
+                let mut all = 0;
+                while let Some((Name(key), Said(some))) = map.next_entry()? {
+                    all += if key == "role" { 0 } else { some };
                 }
-                Ok(Filled(filled))
+                Ok(Said(all))
             }
         }
         deserializer.deserialize_any(Look)

@@ -12,7 +12,7 @@ use super::{
     Call, Reply, mend, refusal,
     upstream::{Failure, Patience, content_type},
 };
-use crate::registry::members::Target;
+use crate::{books::Tokens, registry::members::Target};
 
 /// The largest answer, in bytes: 2048 long vectors as text.
 const LARGEST: usize = 128 * 1024 * 1024;
@@ -23,7 +23,7 @@ pub struct Embedded {
     /// The JSON text.
     pub json: Bytes,
     /// Tokens of all texts.
-    pub prompt_tokens: Option<i64>,
+    pub tokens: Tokens,
 }
 
 #[derive(Deserialize)]
@@ -53,10 +53,15 @@ impl Reply for Embedded {
             json = serde_json::to_vec(&mended).unwrap_or_default().into();
         }
         let counted: Counted = serde_json::from_slice(&json).map_err(|error| no_json(&error))?;
-        Ok(Self {
-            json,
-            prompt_tokens: counted.usage.and_then(|usage| usage.prompt_tokens),
-        })
+        let prompt = counted.usage.and_then(|usage| usage.prompt_tokens);
+        // No text has no tokens: a server that says so has counted none.
+        let prompt = prompt.filter(|count| target.kind == WorkerKind::Own || *count > 0);
+        let tokens = Tokens {
+            prompt,
+            completion: Some(0),
+            estimated: target.kind == WorkerKind::Attached && prompt.is_none(),
+        };
+        Ok(Self { json, tokens })
     }
 }
 

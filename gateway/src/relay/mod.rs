@@ -70,6 +70,8 @@ pub struct Call {
     pub include_usage: bool,
     /// How many choices the answer has.
     pub choices: usize,
+    /// The texts that end one, if the server may not see to that.
+    pub stop: Vec<String>,
     /// When the client no longer wants an answer.
     pub deadline: Option<Instant>,
     /// The access-log line to add to.
@@ -282,8 +284,8 @@ async fn attempts<R: Reply>(
         let lease = match (state.dispatcher.acquire(ask).await, past.last.take()) {
             (Ok(lease), _) => lease,
             // Nobody else is there to try: what the last one did is the news, unless it only had no room.
-            (Err(_), Some(Failure::Away(_))) => return Err(no_room(call)),
-            (Err(NoSlot::NoWorker | NoSlot::Loading), Some(failure)) => return Err(failure.into()),
+            (Err(_), Some(failure @ Failure::Away(_))) => return Err(told(failure, call)),
+            (Err(NoSlot::NoWorker | NoSlot::Loading), Some(failure)) => return Err(told(failure, call)),
             (Err(no_slot), _) => return Err(ApiError::NoSlot(no_slot, call.model.to_string())),
         };
         if let Some(permit) = past.permit.take() {

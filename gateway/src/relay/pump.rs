@@ -187,13 +187,12 @@ impl Opened<Answer> {
         self.lease.report(Outcome::Failed, Some(error.message));
     }
 
-    /// Brings the books' token counts up to date: the worker's own count, else the tokens that passed.
+    /// Brings the books' token counts up to date.
     pub fn count(&mut self) {
-        let progress = &self.reply.progress;
-        let usage = progress.usage.unwrap_or_default();
-        let tokens = usage.completion_tokens.unwrap_or(progress.tokens);
-        self.lease.generated(tokens.unsigned_abs());
-        self.entry.tokens(usage.prompt_tokens, Some(tokens));
+        let tokens = self.reply.tokens();
+        self.lease
+            .generated(tokens.completion.unwrap_or_default().unsigned_abs());
+        self.entry.tokens(tokens);
     }
 }
 

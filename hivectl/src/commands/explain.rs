@@ -93,7 +93,8 @@ fn outcome(told: &Explanation) -> String {
         let prompt = request
             .prompt_tokens
             .map_or(String::new(), |prompt| format!("{prompt} tokens in, "));
-        let _ = write!(outcome, ": {prompt}{tokens} out");
+        let about = if request.estimated { "about " } else { "" };
+        let _ = write!(outcome, ": {about}{prompt}{tokens} out");
     }
     outcome
 }

@@ -396,7 +396,7 @@ pub struct ChatCompletion {
     pub model: String,
     /// The answers, in the order of their index.
     pub choices: Vec<ChatChoice>,
-    /// Token counts.
+    /// Token counts; missing where an attached server counts none.
     pub usage: Option<Usage>,
     /// What made the answer; the same seed gives the same answer only where this is the same.
     pub system_fingerprint: Option<String>,
@@ -502,7 +502,7 @@ pub struct ChatChunk {
     pub model: String,
     /// What is new; empty in the chunk with the usage.
     pub choices: Vec<ChunkChoice>,
-    /// Token counts, in the last chunk only.
+    /// Token counts, in the last chunk only; missing where an attached server counts none.
     pub usage: Option<Usage>,
     /// What makes the answer.
     pub system_fingerprint: Option<String>,

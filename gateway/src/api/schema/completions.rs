@@ -88,7 +88,7 @@ pub struct Completion {
     pub model: String,
     /// The continuations, in the order of their index.
     pub choices: Vec<TextChoice>,
-    /// Token counts; in a stream in the last event only, if asked for.
+    /// Token counts; in a stream in the last event only, if asked for; missing where an attached server counts none.
     pub usage: Option<Usage>,
     /// What made the answer.
     pub system_fingerprint: Option<String>,

@@ -58,7 +58,7 @@ pub enum Vector {
 /// Token counts.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EmbeddingUsage {
-    /// Tokens of all texts.
+    /// Tokens of all texts; 0 where an attached server counts none.
     pub prompt_tokens: u64,
     /// The same.
     pub total_tokens: u64,
