@@ -30,10 +30,10 @@ use wire::{ModelName, RequestState, WorkerId, WorkerKind, openai::parameters::Ki
 use self::{
     aggregate::Uncollected,
     embedded::Embedded,
-    upstream::{Failure, Patience},
+    upstream::{Absence, Failure, Patience},
 };
 use crate::{
-    books::Entry,
+    books::{Entry, Tokens},
     error::ApiError,
     metrics,
     registry::members::{Outcome, Target},
@@ -316,10 +316,12 @@ async fn attempts<R: Reply>(
                 tokio::time::sleep(BUSY_PAUSE).await;
                 continue;
             }
-            Failure::Away(_) => lease.report(Outcome::Fine, None),
+            Failure::Away(absence) if !absence.counts => lease.report(Outcome::Fine, None),
             Failure::Connect(why) => lease.report(Outcome::Broken, Some(why.clone())),
             Failure::Lost(why) => lease.report(lost(lease.target()), Some(why.clone())),
-            Failure::Bad(_) | Failure::Silent(_) => lease.report(Outcome::Failed, Some(failure.cause().to_owned())),
+            Failure::Away(_) | Failure::Bad(_) | Failure::Silent(_) => {
+                lease.report(Outcome::Failed, Some(failure.cause().to_owned()));
+            }
         }
         past.add(state, call, worker, failure)?;
     }
@@ -352,10 +354,7 @@ impl Past {
                 if next == Next::Budgeted {
                     metrics::not_retried();
                 }
-                return Err(match failure {
-                    Failure::Away(_) => no_room(call),
-                    failure => failure.into(),
-                });
+                return Err(told(failure, call));
             }
         }
         self.last = Some(failure);
@@ -363,8 +362,12 @@ impl Past {
     }
 }
 
-fn no_room(call: &Call) -> ApiError {
-    ApiError::NoSlot(NoSlot::QueueFull { wait: None }, call.model.to_string())
+/// What a client is told of the last worker's failure.
+fn told(failure: Failure, call: &Call) -> ApiError {
+    match failure {
+        Failure::Away(Absence { wait, .. }) => ApiError::NoSlot(NoSlot::QueueFull { wait }, call.model.to_string()),
+        failure => failure.into(),
+    }
 }
 
 async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lease: &Lease) -> Result<R, Failure> {
@@ -375,6 +378,10 @@ async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lea
         .headers()
         .get(wire::PROMPT_TOKENS_HEADER)
         .and_then(|v| v.to_str().ok()?.parse().ok());
-    entry.tokens(prompt, None);
+    entry.tokens(Tokens {
+        prompt,
+        completion: None,
+        estimated: lease.target().kind == WorkerKind::Attached,
+    });
     R::read(response, call, lease.target(), entry.id(), patience).await
 }

@@ -2,23 +2,35 @@
 //!
 //! Whose fault it is decides what becomes of it: a client's own is told to the client, a worker's is not.
 
-use axum::http::StatusCode;
-use serde_json::Value;
-use wire::{ErrorBody, WorkerKind, openai::parameters::Kind};
+use std::{fmt::Write as _, time::Duration};
 
-use super::upstream::Failure;
+use axum::http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use serde_json::Value;
+use wire::{ErrorBody, WorkerKind, openai::parameters::Kind, printable};
+
+use super::upstream::{Absence, Failure};
 use crate::error::chain;
 
 /// The largest error body that is read from a worker, in bytes.
 const LARGEST: usize = 64 * 1024;
 /// The longest text that is taken for an error's message, in characters.
-const LONGEST: usize = 600;
+const LONGEST: usize = 1000;
 
 /// The failure that a response of another status than 200 is.
 pub async fn read(response: reqwest::Response, target: WorkerKind, kind: Kind) -> Failure {
     let status = response.status();
+    let wait = wait(response.headers());
     let body = read_body(response, LARGEST).await.ok().flatten().unwrap_or_default();
-    judge(status, mend(&body), target, kind)
+    match judge(status, mend(&body), target, kind) {
+        Failure::Away(absence) => Failure::Away(Absence { wait, ..absence }),
+        other => other,
+    }
+}
+
+/// How long it asks us to wait, if it says so in seconds.
+fn wait(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// The body of a response; none if it is larger than `most` bytes.
@@ -38,8 +50,8 @@ fn judge(status: StatusCode, error: Option<ErrorBody>, target: WorkerKind, kind:
     let code = error.as_ref().and_then(|e| e.code.as_deref()).unwrap_or_default();
     match status.as_u16() {
         503 if code == "busy" => Failure::Busy,
-        503 if !attached && ["loading", "shutting_down"].contains(&code) => Failure::Away(format!("it is {code}")),
-        429 if attached => Failure::Away("it answered 429".into()),
+        503 if !attached && ["loading", "shutting_down"].contains(&code) => away(format!("it is {code}"), false),
+        429 | 503 if attached => away(format!("it answered {status}"), status.is_server_error()),
         409 if !attached => Failure::Lost(format!("it answered 409 {code}")),
         400 | 413 | 415 | 422 => {
             let error = error.unwrap_or_else(|| {
@@ -66,6 +78,11 @@ fn judge(status: StatusCode, error: Option<ErrorBody>, target: WorkerKind, kind:
         }
         _ => Failure::Bad(format!("it answered {status} {code}")),
     }
+}
+
+fn away(why: String, counts: bool) -> Failure {
+    let wait = None;
+    Failure::Away(Absence { why, wait, counts })
 }
 
 fn no_message(message: String) -> ErrorBody {
@@ -120,12 +137,12 @@ fn is_overflow(message: &str) -> bool {
     .any(|words| message.contains(words))
 }
 
-/// An error in any shape: OpenAI's, a bare text, `detail` (a text, or `FastAPI`'s list), a numeric code, no type.
+/// An error in any shape: OpenAI's, a bare text, `detail` (a text, or pydantic's list), a numeric code, no type.
 pub fn mend(body: &[u8]) -> Option<ErrorBody> {
     let Ok(json) = serde_json::from_slice::<Value>(body) else {
         let text = std::str::from_utf8(body).ok()?.trim();
         let plain = !text.is_empty() && !text.starts_with('<') && text.chars().count() <= LONGEST;
-        return plain.then(|| no_message(legible(text)));
+        return plain.then(|| no_message(printable(text, LONGEST)));
     };
     mend_json(&json, "invalid_request_error")
 }
@@ -133,12 +150,14 @@ pub fn mend(body: &[u8]) -> Option<ErrorBody> {
 /// An error in any shape of JSON; `kind` is its type if it names none.
 pub fn mend_json(json: &Value, kind: &str) -> Option<ErrorBody> {
     let error = json.get("error").filter(|error| !error.is_null()).unwrap_or(json);
+    let legible = |text: &str| printable(text, LONGEST);
     let text = |key: &str| error.get(key).and_then(Value::as_str).map(legible);
-    let listed = || {
-        let list = error.get("detail")?.as_array()?;
-        let messages: Vec<_> = list.iter().filter_map(|item| item.get("msg")?.as_str()).collect();
-        (!messages.is_empty()).then(|| legible(&messages.join("; ")))
-    };
+    let listed = error
+        .get("detail")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let first = || listed.iter().find_map(place);
     let count = |key: &str| error.get(key).and_then(Value::as_u64);
     // llama.cpp's words do not hold its numbers.
     let too_long = count("n_prompt_tokens").zip(count("n_ctx")).map(|(prompt, context)| {
@@ -149,17 +168,38 @@ pub fn mend_json(json: &Value, kind: &str) -> Option<ErrorBody> {
         .or(too_long)
         .or_else(|| text("message"))
         .or_else(|| text("detail"))
-        .or_else(listed)?;
+        .or_else(|| sentences(listed))?;
     Some(ErrorBody {
         message,
         r#type: text("type").unwrap_or_else(|| kind.to_owned()),
-        param: text("param"),
+        param: text("param").or_else(first),
         code: text("code"),
     })
 }
 
-fn legible(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+/// What pydantic says of each fault, with its place.
+fn sentences(faults: &[Value]) -> Option<String> {
+    let said = faults.iter().filter_map(|fault| {
+        let message = fault.get("msg")?.as_str()?;
+        Some(place(fault).map_or_else(|| message.to_owned(), |place| format!("`{place}`: {message}")))
+    });
+    let said: Vec<String> = said.collect();
+    (!said.is_empty()).then(|| printable(&said.join("; "), LONGEST))
+}
+
+/// Where in the body pydantic found a fault, as `messages[0].content`; none if that is the body itself.
+fn place(fault: &Value) -> Option<String> {
+    let steps = fault.get("loc")?.as_array()?.iter();
+    let mut path = String::new();
+    for step in steps.skip_while(|step| *step == "body") {
+        // Writing to a string cannot fail.
+        let _ = match step {
+            Value::String(name) if path.is_empty() => write!(path, "{name}"),
+            Value::String(name) => write!(path, ".{name}"),
+            index => write!(path, "[{index}]"),
+        };
+    }
+    Some(printable(&path, 100)).filter(|path| !path.is_empty())
 }
 
 #[cfg(test)]
@@ -176,6 +216,10 @@ mod tests {
             (
                 json!({"detail": [{"loc": ["body"], "msg": "no"}, {"msg": "way"}]}).to_string(),
                 "no; way",
+            ),
+            (
+                json!({"detail": [{"loc": ["body", "a", 0, "b"], "msg": "no"}, {"loc": 7, "msg": "way"}]}).to_string(),
+                "`a[0].b`: no; way",
             ),
             (json!({"message": "no", "code": 400}).to_string(), "no"),
             (json!({"error": {"message": "no", "code": 400}}).to_string(), "no"),
@@ -194,8 +238,13 @@ mod tests {
     fn only_a_clients_own_fault_reaches_the_client() {
         let refused = |status: u16, target| judge(StatusCode::from_u16(status).unwrap(), None, target, Kind::Chat);
         assert!(matches!(refused(422, WorkerKind::Attached), Failure::Client(..)));
-        assert!(matches!(refused(429, WorkerKind::Attached), Failure::Away(_)));
-        for status in [301, 401, 403, 404, 500, 503] {
+        for (status, counts) in [(429, false), (503, true)] {
+            let Failure::Away(absence) = refused(status, WorkerKind::Attached) else {
+                panic!("{status}")
+            };
+            assert_eq!(absence.counts, counts, "of 4xx none counts, of 5xx each");
+        }
+        for status in [301, 401, 403, 404, 500] {
             assert!(
                 matches!(refused(status, WorkerKind::Attached), Failure::Bad(_)),
                 "{status}"

@@ -59,10 +59,21 @@ pub enum Failure {
     Silent(Duration),
     /// The worker's slots are all taken.
     Busy,
-    /// The worker has no room for us at present, or is on its way out; that is no fault of its health.
-    Away(String),
+    /// The worker cannot serve us at present.
+    Away(Absence),
     /// The worker says the request is at fault.
     Client(StatusCode, ErrorBody),
+}
+
+/// A worker has no room, or is on its way out.
+#[derive(Debug, Default)]
+pub struct Absence {
+    /// Why, for the log.
+    pub why: String,
+    /// For how long, if it says so.
+    pub wait: Option<Duration>,
+    /// Whether that counts against its health.
+    pub counts: bool,
 }
 
 impl Failure {
@@ -82,7 +93,8 @@ impl Failure {
     /// What went wrong, for the log.
     pub fn cause(&self) -> &str {
         match self {
-            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) | Self::Away(why) => why,
+            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) => why,
+            Self::Away(absence) => &absence.why,
             Self::Silent(_) => "no event in time",
             Self::Busy => "all slots are taken",
             Self::Client(_, body) => &body.message,
@@ -215,7 +227,10 @@ fn headers(target: &Target, call: &Call, entry: &Entry) -> Result<HeaderMap, axu
 fn failure(error: &(dyn std::error::Error + 'static), connecting: bool) -> Failure {
     let why = chain(error);
     if is_our_own_lack(error) {
-        Failure::Away(why)
+        Failure::Away(Absence {
+            why,
+            ..Absence::default()
+        })
     } else if connecting {
         Failure::Connect(why)
     } else {

@@ -6,6 +6,8 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use crate::{
     client::{Reply, exchange},
     harness::Hive,
+    script::Script,
+    strays::attached,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -289,4 +291,35 @@ async fn hosts_that_are_not_ours_are_not_answered() {
         .status,
         200
     );
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_serve_now_says_when_to_come_again() {
+    for (status, asked, told) in [
+        (429, "7", "7"),
+        (503, "7", "7"),
+        (503, "0.2", "1"),
+        (503, "86400", "60"),
+        (503, "Mon", "2"),
+    ] {
+        let headers = format!("retry-after: {asked}\r\ncontent-length: 0\r\n");
+        let (hive, _server) = attached(vec![Script::head(status, &headers)]).await;
+        for ask in [hive.chat("x"), hive.chat("x").stream()] {
+            let reply = ask.send().await;
+            assert_eq!(reply.header("retry-after"), told, "{status} {asked}");
+            reply.refused(503, "queue_full").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_out_of_service_counts_as_failing() {
+    let loading = r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#;
+    let (hive, _server) = attached(vec![Script::answers(503, "application/json", loading)]).await;
+    for _as_many_as_an_ejection_needs in 0..3 {
+        hive.chat("x").send().await.refused(503, "queue_full").await;
+    }
+    let view = hive.worker_view("far").await;
+    assert_eq!(view["state"], "suspect", "{view}");
+    assert!(view["message"].as_str().unwrap().contains("503"), "{view}");
 }
