@@ -4,7 +4,7 @@ use axum::{extract::State, response::Response};
 use wire::openai::{Body, ChatRequest, ability, parameters::Kind};
 
 use super::{
-    inference::{Asked, Order, Wish},
+    inference::{self, Asked, Order, Wish},
     schema,
 };
 use crate::{
@@ -53,6 +53,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         stream: request.stream,
         include_usage: request.include_usage,
         choices: request.n as usize,
+        stop: inference::stop(&body, request.stop),
         answer: request.max_tokens,
         context: Context::of_conversation(&caller.family, body.raw("tools"), &request.messages),
     };

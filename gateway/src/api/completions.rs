@@ -5,7 +5,7 @@ use wire::openai::{Body, CompletionRequest, Input, parameters::Kind};
 
 use super::{
     chat::STREAMED,
-    inference::{Asked, Order, Wish},
+    inference::{self, Asked, Order, Wish},
     schema,
 };
 use crate::{
@@ -48,6 +48,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         stream: request.stream,
         include_usage: request.include_usage,
         choices: request.prompts.len() * request.n as usize,
+        stop: inference::stop(&body, request.stop),
         answer: Some(request.max_tokens),
         context,
     };

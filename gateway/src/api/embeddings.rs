@@ -39,6 +39,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         stream: false,
         include_usage: false,
         choices: 1,
+        stop: Vec::new(),
         answer: Some(0),
         context: Context::default(),
     };

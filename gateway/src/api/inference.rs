@@ -90,6 +90,8 @@ pub struct Wish {
     pub include_usage: bool,
     /// How many choices it has.
     pub choices: usize,
+    /// The texts that end one.
+    pub stop: Vec<String>,
     /// The most tokens of each, if it says so.
     pub answer: Option<u32>,
     /// What a worker may remember of it.
@@ -252,6 +254,7 @@ impl Asked {
             stream: wish.stream,
             include_usage: wish.include_usage,
             choices: wish.choices,
+            stop: wish.stop,
             deadline: self.deadline,
             log: self.log,
         };
@@ -310,15 +313,20 @@ impl Order {
     }
 }
 
+/// The texts that end an answer wherever they stand in it: none, where the request has the prompt told or them, or wants
+/// so many tokens whatever they say.
+pub fn stop(body: &Body<'_>, stop: Vec<String>) -> Vec<String> {
+    let asked = |name| body.value(name).is_some_and(|value| value != false && value != 0);
+    let elsewhere = ["echo", "include_stop_str_in_output", "min_tokens"]
+        .into_iter()
+        .any(asked);
+    if elsewhere { Vec::new() } else { stop }
+}
+
 /// A client's word as a header may hold it.
 fn token(name: &str) -> String {
     let ok = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
     name.chars().filter(ok).take(64).collect()
-}
-
-/// A caller's text as an error may show it.
-pub fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -248,7 +248,7 @@ impl Choice {
 }
 
 /// Texts and lists grow, also within objects; anything else is replaced, null changes nothing.
-fn append(held: &mut Value, more: Value) {
+pub fn append(held: &mut Value, more: Value) {
     match (held, more) {
         (_, Value::Null) => {}
         (Value::String(text), Value::String(more)) => text.push_str(&more),

@@ -79,7 +79,7 @@ impl Reply for Answer {
         let mut answer = Self {
             body: None,
             decoder: Decoder::default(),
-            mender: attached.then(|| Mender::new(call.kind, &call.model, id)),
+            mender: attached.then(|| Mender::new(call.kind, &call.model, id, &call.stop)),
             ready: VecDeque::new(),
             // A server that does not know `n` makes one choice; what that comes to is told at the end.
             progress: Progress::of(if attached { 0 } else { call.choices }),
@@ -211,6 +211,7 @@ impl Answer {
             return Ok(());
         }
         if data.trim_ascii() == b"[DONE]" {
+            self.finish()?;
             return if self.progress.is_finished() {
                 self.end()
             } else {
@@ -227,10 +228,12 @@ impl Answer {
             if let Ok(usage) = Usage::deserialize(&value["usage"]) {
                 self.progress.usage = Some(usage);
             }
-            return match mender.mend(value).map_err(Loss)? {
-                Some(mended) => self.pass_value(&mended),
-                None => Ok(()),
-            };
+            let mended = mender.mend(value).map_err(Loss)?;
+            let is_over = mender.is_over(self.choices);
+            if let Some(mended) = mended {
+                self.pass_value(&mended)?;
+            }
+            return if is_over { self.end() } else { Ok(()) };
         }
         let chunk: Chunk<'_> = serde_json::from_slice(&data).map_err(no_chunk)?;
         if let Some(error) = chunk.error {
@@ -287,6 +290,12 @@ impl Answer {
         Ok(())
     }
 
+    /// Tells what the mender knows of the end, now that the server says no more.
+    fn finish(&mut self) -> Result<(), Loss> {
+        let told = self.mender.as_mut().map(Mender::finish).transpose().map_err(Loss)?;
+        told.flatten().map_or(Ok(()), |chunk| self.pass_value(&chunk))
+    }
+
     /// The proper end; what was held back for it comes first.
     fn end(&mut self) -> Result<(), Loss> {
         if let Some(usage) = self.mender.as_mut().and_then(Mender::last) {
@@ -310,6 +319,7 @@ impl Answer {
         if self.decoder.is_mid_event() {
             return Err(Loss("it ended in the middle of an event".into()));
         }
+        self.finish()?;
         if !self.progress.is_finished() {
             return Err(Loss("it ended without a finish_reason".into()));
         }

@@ -90,7 +90,7 @@ proptest! {
         cuts in proptest::collection::vec(any::<usize>(), 0..12),
     ) {
         let (stream, _) = wire(&texts, &noise);
-        let mender = Mender::new(Kind::Chat, &"asked".parse().unwrap(), "req_1");
+        let mender = Mender::new(Kind::Chat, &"asked".parse().unwrap(), "req_1", &[]);
         let (passed, tokens) = read(answer(Some(mender)), &cut(stream.as_bytes(), &cuts));
         prop_assert!(tokens.is_some());
         let said = passed.iter().map(|chunk| {

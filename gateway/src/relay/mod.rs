@@ -187,7 +187,7 @@ async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, Ap
         ..
     } = open::<Embedded>(&state, &call, entry, &mut Past::default()).await?;
     lease.report(Outcome::Fine, None);
-    entry.tokens(reply.prompt_tokens, Some(0));
+    entry.tokens(reply.tokens);
     entry.end(RequestState::Completed, None);
     let mut response = ([(header::CONTENT_TYPE, "application/json")], reply.json).into_response();
     way.tell(&mut response, Some(lease.target()));

@@ -31,6 +31,7 @@ mod deploy;
 mod doors;
 mod embeddings;
 mod errors;
+mod estimates;
 mod explain;
 mod garbage;
 mod h2;

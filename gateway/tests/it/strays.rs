@@ -3,15 +3,15 @@
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Reply, text_of},
+    client::{Reply, said, text_of},
     harness::Hive,
-    script::Script,
+    script::{Script, chunk},
     server::Server,
     shapes,
 };
 
 /// A hive with one attached server of the model `x` that answers like this, one script after the other.
-async fn attached(scripts: Vec<Script>) -> (Hive, Server) {
+pub async fn attached(scripts: Vec<Script>) -> (Hive, Server) {
     let hive = Hive::start().await;
     let server = Server::to_attach(&["x"], None, scripts).await;
     let attach = hive
@@ -21,7 +21,8 @@ async fn attached(scripts: Vec<Script>) -> (Hive, Server) {
     (hive, server)
 }
 
-fn events(events: &[Value]) -> Script {
+/// An answer of these events, and its proper end.
+pub fn events(events: &[Value]) -> Script {
     events.iter().fold(Script::stream(), Script::event).done().end()
 }
 
@@ -217,6 +218,13 @@ async fn errors_of_any_shape_come_out_in_the_envelope() {
             "bad temperature",
         ),
         (
+            422,
+            json,
+            r#"{"detail":[{"type":"less_than_equal","loc":["body","temperature"],"msg":"Input should be at most 2","input":9}]}"#,
+            "invalid_request",
+            "`temperature`: Input should be at most 2",
+        ),
+        (
             400,
             json,
             r#"{"object":"error","message":"bad temperature","code":40001}"#,
@@ -272,5 +280,95 @@ async fn a_strayed_completion_comes_out_strict() {
     assert_eq!(
         (&whole["model"], &whole["choices"][0]["text"]),
         (&json!("x"), &json!("a"))
+    );
+}
+
+#[tokio::test]
+async fn a_fault_that_pydantic_found_names_its_field() {
+    let body = json!({"detail": [
+        {"type": "missing", "loc": ["body", "messages", 0, "content"], "msg": "Field required"},
+        {"type": "less_than_equal", "loc": ["body", "top_p"], "msg": "Input should be at most 1"},
+    ]});
+    let (hive, _server) = attached(vec![Script::answers(422, "application/json", &body.to_string())]).await;
+    let error = hive.chat("x").send().await.refused(400, "invalid_request").await;
+    assert_eq!(error["param"], "messages[0].content");
+    let told = "`messages[0].content`: Field required; `top_p`: Input should be at most 1";
+    assert_eq!(error["message"], told);
+}
+
+#[tokio::test]
+async fn a_stop_text_is_kept_where_the_server_ignores_it() {
+    let begins = || Script::begins(&["One", " E"]).token("N").token("D two");
+    let (hive, server) = attached(vec![begins().hang(), begins().hang(), begins().ends(5)]).await;
+    let ask = hive.chat("x").with("stop", json!(["END"]));
+    let streamed = chunks(ask.clone().stream().usage().send().await).await;
+    strict(&streamed);
+    let said: String = streamed.iter().map(said).collect();
+    let last = &streamed.last().unwrap()["choices"][0];
+    assert_eq!((said.as_str(), &last["finish_reason"]), ("One ", &json!("stop")));
+    server.call(0).await.gone().await;
+    let whole = ask.send().await.json().await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "One ");
+    assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+    server.call(1).await.gone().await;
+    // Where nothing is to stop it, all of it passes.
+    let events = hive.chat("x").stream().send().await.events().await;
+    assert_eq!(text_of(&events), "One END two");
+    assert_eq!(hive.worker_view("far").await["state"], "ready");
+}
+
+#[tokio::test]
+async fn a_stop_text_that_was_asked_for_is_no_end() {
+    let (hive, _server) = attached(vec![Script::says(&["One END"])]).await;
+    let ask = hive.chat("x").with("stop", json!("END")).stream();
+    for kept in ["include_stop_str_in_output", "min_tokens"] {
+        let ask = ask
+            .clone()
+            .with(kept, if kept == "min_tokens" { json!(9) } else { json!(true) });
+        assert_eq!(text_of(&ask.send().await.events().await), "One END", "{kept}");
+    }
+    assert_eq!(text_of(&ask.send().await.events().await), "One ");
+}
+
+#[tokio::test]
+async fn what_a_server_says_after_its_end_reaches_nobody() {
+    let call = json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]});
+    for stray in [json!({"content": "!"}), call] {
+        let script = || {
+            Script::begins(&["Hello"])
+                .finish("stop")
+                .event(&chunk(&stray, None))
+                .hang()
+        };
+        let (hive, server) = attached(vec![script(), script()]).await;
+        let streamed = chunks(hive.chat("x").stream().send().await).await;
+        strict(&streamed);
+        assert_eq!(streamed.iter().map(said).collect::<String>(), "Hello");
+        assert_eq!(streamed.last().unwrap()["choices"][0]["finish_reason"], "stop");
+        server.call(0).await.gone().await;
+        let message = hive.chat("x").send().await.json().await["choices"][0]["message"].take();
+        assert_eq!(
+            (&message["content"], message.get("tool_calls")),
+            (&json!("Hello"), None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_finish_reason_beside_every_word_ends_nothing() {
+    let word = |text: &str| chunk(&json!({"role": "assistant", "content": text}), Some("stop"));
+    let (hive, _server) = attached(vec![events(&[word(""), word("Hel"), word("lo")])]).await;
+    let streamed = chunks(hive.chat("x").stream().send().await).await;
+    strict(&streamed);
+    let (last, before) = streamed.split_last().unwrap();
+    assert_eq!(before.iter().map(said).collect::<String>(), "Hello");
+    assert!(
+        before
+            .iter()
+            .all(|chunk| chunk["choices"][0]["finish_reason"].is_null())
+    );
+    assert_eq!(
+        last["choices"][0],
+        json!({"index": 0, "delta": {}, "finish_reason": "stop"})
     );
 }

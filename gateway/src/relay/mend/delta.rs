@@ -3,6 +3,8 @@
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::words::Words;
+
 /// A call that has begun, as far as it is needed to tell it from the next.
 #[derive(Debug)]
 struct Call {
@@ -24,21 +26,50 @@ pub struct Said {
     older_call: bool,
     /// Characters of the tokens whose log-probabilities have come.
     pub offset: u64,
+    /// Its text.
+    pub words: Words,
+    /// It has said something.
+    pub has_spoken: bool,
+    /// Whether it has ended.
+    pub end: End,
+}
+
+/// How near a choice is to its end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is known of it.
+    #[default]
+    Open,
+    /// The server has given this finish reason, and may go on.
+    Near(String),
+    /// The client has the finish reason: nothing follows.
+    Told,
 }
 
 impl Said {
+    /// Nothing yet, of a choice that any of these texts ends.
+    pub fn new(stop: &[String]) -> Self {
+        Self {
+            words: Words::until(stop),
+            ..Self::default()
+        }
+    }
+
     /// How many functions it has called.
     pub fn calls(&self) -> usize {
         self.calls.len()
     }
 
-    /// A delta, or a whole message, as a client may see it.
-    pub fn delta(&mut self, mut delta: Map<String, Value>, own_id: &str) -> Map<String, Value> {
-        // No text is nothing, but in the first delta.
+    /// A delta, or a whole message, as a client may see it; after the last nothing follows.
+    pub fn delta(&mut self, mut delta: Map<String, Value>, is_last: bool, own_id: &str) -> Map<String, Value> {
         let content = delta.remove("content").and_then(text);
-        let content = content.filter(|text| !self.begun || !text.is_empty());
+        let told = self.words.push(content.as_deref().unwrap_or_default(), is_last);
+        // No text is nothing, but in the first delta.
+        let is_first = content.is_some() && !self.begun;
+        let content = Some(told).filter(|text| is_first || !text.is_empty());
         let calls = match delta.remove("tool_calls") {
-            Some(Value::Array(calls)) => calls,
+            // They come after the text.
+            Some(Value::Array(calls)) if !self.words.is_cut => calls,
             _ => Vec::new(),
         };
         let calls: Vec<Value> = calls.into_iter().filter_map(|call| self.call(call, own_id)).collect();

@@ -5,6 +5,7 @@
 
 mod delta;
 mod vectors;
+mod words;
 
 pub use self::vectors::embeddings;
 
@@ -13,7 +14,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use wire::{ModelName, openai::parameters::Kind};
 
-use self::delta::Said;
+use self::delta::{End, Said};
+use super::chunk;
 
 /// The most choices of an answer, and the most calls of a choice: what is kept of each must stay small.
 const MOST: u64 = 1024;
@@ -28,23 +30,48 @@ pub struct Mender {
     created: Option<u64>,
     /// An id of ours, for what has none.
     own_id: String,
+    /// The texts that end a choice, whatever the server does.
+    stop: Vec<String>,
     said: BTreeMap<u64, Said>,
     /// Held back for the end, where clients expect it.
     usage: Option<Value>,
+    /// The server goes on with what has ended.
+    goes_on: bool,
+    /// The server says no more.
+    is_done: bool,
 }
 
 impl Mender {
-    /// For an answer by this model to the request of this id.
-    pub fn new(kind: Kind, model: &ModelName, id: &str) -> Self {
+    /// For an answer by this model to the request of this id, whose choices these texts end.
+    pub fn new(kind: Kind, model: &ModelName, id: &str, stop: &[String]) -> Self {
         Self {
             kind,
             model: model.to_string(),
             id: None,
             created: None,
             own_id: id.to_owned(),
+            stop: stop.to_vec(),
             said: BTreeMap::new(),
             usage: None,
+            goes_on: false,
+            is_done: false,
         }
+    }
+
+    /// Whether so many choices have ended and the server goes on all the same: nothing more of it is for clients.
+    pub fn is_over(&self, choices: usize) -> bool {
+        self.goes_on && self.said.values().filter(|said| said.end == End::Told).count() >= choices
+    }
+
+    /// The chunk with the finish reasons that have not been told yet; to be asked for when the server says no more.
+    pub fn finish(&mut self) -> Result<Option<Value>, String> {
+        self.is_done = true;
+        let near = self.said.iter().filter_map(|(index, said)| match &said.end {
+            End::Near(reason) => Some(json!({"index": index, "finish_reason": reason})),
+            End::Open | End::Told => None,
+        });
+        let choices: Vec<Value> = near.collect();
+        self.mend(json!({ "choices": choices }))
     }
 
     /// A chunk as a client may see it; none if nothing of it is for clients, an error if it says that the answer failed.
@@ -66,10 +93,13 @@ impl Mender {
             // OpenAI's SDK for Python puts choices where the first of them says, one after the other.
             for earlier in 0..index.min(MOST) {
                 if self.kind == Kind::Chat && !self.said.contains_key(&earlier) {
-                    mended.push(Value::Object(self.choice(earlier, Map::new())?));
+                    mended.extend(self.choice(earlier, Map::new())?);
                 }
             }
-            mended.push(Value::Object(self.choice(index, choice)?));
+            mended.extend(self.choice(index, choice)?);
+        }
+        if mended.is_empty() {
+            return Ok(None);
         }
         self.head(&mut chunk);
         chunk.insert("choices".into(), mended.into());
@@ -146,38 +176,68 @@ impl Mender {
         chunk.insert("model".into(), self.model.as_str().into());
     }
 
-    fn choice(&mut self, index: u64, mut choice: Map<String, Value>) -> Result<Map<String, Value>, String> {
+    /// What a client may see of a choice: nothing that comes after its end. A finish reason is its end if it stands alone
+    /// and after words: some servers write one beside all of them.
+    fn choice(&mut self, index: u64, mut choice: Map<String, Value>) -> Result<Option<Value>, String> {
         if index >= MOST {
             return Err(format!("it sent a choice of the index {index}"));
         }
-        let said = self.said.entry(index).or_default();
-        let reason = choice.remove("finish_reason");
+        let said = self.said.entry(index).or_insert_with(|| Said::new(&self.stop));
         choice.retain(|_, value| !value.is_null());
+        if let Some(message) = choice.remove("message") {
+            choice.entry("delta").or_insert(message);
+        }
+        let speaks = chunk::says(&choice);
+        if said.end == End::Told {
+            self.goes_on |= speaks;
+            return Ok(None);
+        }
+        let reason = choice.remove("finish_reason");
+        let reason = reason.as_ref().and_then(Value::as_str);
+        // Some servers write the word where null belongs.
+        let reason = reason.filter(|reason| !["", "null", "none"].contains(&reason.to_lowercase().as_str()));
+        let is_last = reason.is_some() && (self.is_done || said.has_spoken && !speaks);
+        said.has_spoken |= speaks;
         choice.insert("index".into(), index.into());
         if self.kind == Kind::Completions {
             let text = choice.remove("text").and_then(delta::text).unwrap_or_default();
-            choice.insert("text".into(), text.into());
+            choice.insert("text".into(), said.words.push(&text, is_last).into());
             let logprobs = choice.remove("logprobs").unwrap_or_default();
-            choice.insert("logprobs".into(), delta::older_logprobs(logprobs, &mut said.offset));
+            let logprobs = delta::older_logprobs(logprobs, &mut said.offset);
+            let logprobs = said
+                .words
+                .logprobs(Some(logprobs).filter(|logprobs| !logprobs.is_null()));
+            choice.insert("logprobs".into(), logprobs.into());
         } else {
-            let delta = choice.remove("delta").or_else(|| choice.remove("message"));
-            let delta = match delta {
+            let delta = match choice.remove("delta") {
                 Some(Value::Object(delta)) => delta,
                 _ => Map::new(),
             };
-            choice.remove("message");
             choice.remove("text");
-            choice.insert("delta".into(), said.delta(delta, &self.own_id).into());
-            if let Some(logprobs) = choice.remove("logprobs").and_then(delta::logprobs) {
+            let delta = said.delta(delta, is_last, &self.own_id);
+            choice.insert("delta".into(), delta.into());
+            let logprobs = choice.remove("logprobs").and_then(delta::logprobs);
+            if let Some(logprobs) = said.words.logprobs(logprobs) {
                 choice.insert("logprobs".into(), logprobs);
             }
         }
         if said.calls() as u64 > MOST {
             return Err(format!("it called more than {MOST} functions"));
         }
-        let reason = finish_reason(reason.as_ref(), said.calls() > 0)?;
-        choice.insert("finish_reason".into(), reason);
-        Ok(choice)
+        let is_cut = said.words.is_cut;
+        self.goes_on |= is_cut && !is_last;
+        let reason = if is_cut { Some("stop") } else { reason };
+        let told = reason
+            .map(|reason| finish_reason(reason, said.calls() > 0))
+            .transpose()?
+            .filter(|_| is_last || is_cut);
+        match (told, reason) {
+            (Some(_), _) => said.end = End::Told,
+            (None, Some(reason)) => said.end = End::Near(reason.to_owned()),
+            (None, None) => {}
+        }
+        choice.insert("finish_reason".into(), told.into());
+        Ok(Some(choice.into()))
     }
 }
 
@@ -198,11 +258,8 @@ fn seconds(created: Option<&Value>) -> u64 {
 }
 
 /// A finish reason of OpenAI's set; an answer that was cut off for the server's own reasons is none at all.
-fn finish_reason(reason: Option<&Value>, called: bool) -> Result<Value, String> {
-    let Some(reason) = reason.and_then(Value::as_str).filter(|reason| !reason.is_empty()) else {
-        return Ok(Value::Null);
-    };
-    let ours = match reason.to_lowercase().as_str() {
+fn finish_reason(reason: &str, called: bool) -> Result<&'static str, String> {
+    Ok(match reason.to_lowercase().as_str() {
         "abort" | "aborted" | "canceled" | "cancelled" | "error" | "failed" | "timeout" => {
             return Err(format!("it broke off with the finish_reason {reason}"));
         }
@@ -213,8 +270,7 @@ fn finish_reason(reason: Option<&Value>, called: bool) -> Result<Value, String> 
         _ if called => "tool_calls",
         // eos, eos_token, end_turn, stop_sequence and whatever else ends an answer well.
         _ => "stop",
-    };
-    Ok(ours.into())
+    })
 }
 
 /// OpenAI's token counts of a usage, if it has any.

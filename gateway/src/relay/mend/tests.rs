@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn mender() -> Mender {
-    Mender::new(Kind::Chat, &"asked".parse().unwrap(), "req_1")
+    Mender::new(Kind::Chat, &"asked".parse().unwrap(), "req_1", &[])
 }
 
 fn mend(mender: &mut Mender, chunk: Value) -> Value {
@@ -52,8 +52,10 @@ fn a_bare_chunk_gets_what_every_chunk_must_have() {
 #[test]
 fn finish_reasons_are_of_openais_set_and_a_break_is_none() {
     let finish = |reason: &str| {
+        let mut mender = mender();
+        mend(&mut mender, json!({"choices": [{"delta": {"content": "a"}}]}));
         let chunk = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]});
-        mender()
+        mender
             .mend(chunk)
             .map(|chunk| chunk.unwrap()["choices"][0]["finish_reason"].clone())
     };
@@ -66,9 +68,111 @@ fn finish_reasons_are_of_openais_set_and_a_break_is_none() {
     ] {
         assert_eq!(finish(theirs).unwrap(), ours);
     }
+    assert_eq!(finish("null").unwrap(), Value::Null);
     for theirs in ["error", "abort", "canceled"] {
         assert!(finish(theirs).is_err(), "{theirs}");
     }
+}
+
+/// What a client reads of these chunks' first choices, a `|` for each finish reason, and whether the server is to be left.
+fn told(mender: &mut Mender, key: &str, choices: &[Value]) -> (String, bool) {
+    let mut told = String::new();
+    let mut tell = |chunk: &Value| {
+        for choice in chunk["choices"].as_array().unwrap() {
+            told += choice.pointer(key).and_then(Value::as_str).unwrap_or_default();
+            if let Some(reason) = choice["finish_reason"].as_str() {
+                told += &["|", reason].concat();
+            }
+        }
+    };
+    for choice in choices {
+        mender
+            .mend(json!({"choices": [choice]}))
+            .unwrap()
+            .iter()
+            .for_each(&mut tell);
+        if mender.is_over(1) {
+            return (told, true);
+        }
+    }
+    mender.finish().unwrap().iter().for_each(&mut tell);
+    (told, false)
+}
+
+fn content(text: &str) -> Value {
+    json!({"delta": {"content": text}})
+}
+
+#[test]
+fn nothing_of_a_choice_follows_its_end() {
+    let end = |text: &str| json!({"delta": {"content": text}, "finish_reason": "length"});
+    let call = json!({"delta": {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]}});
+    let read = |choices: &[Value]| told(&mut mender(), "/delta/content", choices);
+    let whole = ("a|length".to_owned(), false);
+    assert_eq!(read(&[content("a"), end(""), content(""), end("")]), whole);
+    let strayed = ("a|length".to_owned(), true);
+    assert_eq!(read(&[content("a"), end(""), content("b"), content("c")]), strayed);
+    assert_eq!(read(&[content("a"), end(""), call]), strayed);
+    // Servers that write a reason into every chunk have not ended with the first.
+    assert_eq!(
+        read(&[end(""), end("a"), content("b"), end("c")]),
+        ("abc|length".to_owned(), false)
+    );
+    assert_eq!(read(&[end("")]), ("|length".to_owned(), false));
+}
+
+#[test]
+fn a_stop_text_ends_a_choice_whatever_the_server_does() {
+    let stop = ["END".to_owned(), "🐝".to_owned()];
+    let read = |kind, key, choices: &[Value]| {
+        told(
+            &mut Mender::new(kind, &"asked".parse().unwrap(), "req_1", &stop),
+            key,
+            choices,
+        )
+    };
+    let finish = json!({"delta": {}, "finish_reason": "stop"});
+    let chat = |choices: &[Value]| read(Kind::Chat, "/delta/content", choices);
+    assert_eq!(
+        chat(&[content("a E"), content("N"), content("D b"), content("c")]),
+        ("a |stop".to_owned(), true)
+    );
+    assert_eq!(
+        chat(&[content("a E"), content("N"), finish.clone()]),
+        ("a EN|stop".to_owned(), false)
+    );
+    assert_eq!(
+        chat(&[
+            json!({"delta": {"content": "a🐝b", "tool_calls": [{"function": {"name": "f"}}]}}),
+            finish
+        ]),
+        ("a|stop".to_owned(), true)
+    );
+    let text = |text: &str| json!({"text": text});
+    assert_eq!(
+        read(Kind::Completions, "/text", &[text("a E"), text("ND")]),
+        ("a |stop".to_owned(), true)
+    );
+}
+
+#[test]
+fn log_probabilities_come_with_their_text_and_go_with_it() {
+    let mut mender = Mender::new(Kind::Chat, &"asked".parse().unwrap(), "req_1", &["END".to_owned()]);
+    let mut tokens = |text: &str| {
+        let logprobs = json!({"content": [{"token": text, "logprob": -0.5}]});
+        let chunk = json!({"choices": [{"delta": {"content": text}, "logprobs": logprobs}]});
+        let told = mend(&mut mender, chunk);
+        let told = told["choices"][0]["logprobs"]["content"].as_array().cloned();
+        told.map(|told| {
+            told.iter()
+                .map(|token| token["token"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(tokens("a"), Some(vec!["a".to_owned()]));
+    assert_eq!(tokens("E"), None);
+    assert_eq!(tokens("x"), Some(vec!["E".to_owned(), "x".to_owned()]));
+    assert_eq!((tokens("EN"), tokens("D")), (None, None));
 }
 
 #[test]
@@ -220,7 +324,7 @@ fn one_tokens_logprobs_become_a_list() {
 
 #[test]
 fn a_completion_gets_the_older_logprobs_whatever_form_they_had() {
-    let mut mender = Mender::new(Kind::Completions, &"asked".parse().unwrap(), "req_1");
+    let mut mender = Mender::new(Kind::Completions, &"asked".parse().unwrap(), "req_1", &[]);
     let token = |token: &str| json!({"id": 7, "token": token, "logprob": -0.5, "top_logprobs": [{"token": "é", "logprob": -1.0}]});
     let mut told = |logprobs: Value| {
         let chunk = json!({"choices": [{"text": "x", "logprobs": logprobs}]});
@@ -265,7 +369,7 @@ fn an_answer_in_one_piece_becomes_the_chunks_it_would_have_been() {
 
 #[test]
 fn completions_keep_their_own_shape() {
-    let mut mender = Mender::new(Kind::Completions, &"asked".parse().unwrap(), "req_1");
+    let mut mender = Mender::new(Kind::Completions, &"asked".parse().unwrap(), "req_1", &[]);
     let chunk = mend(&mut mender, json!({"choices": [{"text": "a"}]}));
     assert_eq!(
         (&chunk["id"], &chunk["object"]),
@@ -293,12 +397,17 @@ fn no_chunk_makes_it_panic() {
     for kind in [Kind::Chat, Kind::Completions] {
         for a in &odd {
             for b in &odd {
-                let mut mender = Mender::new(kind, &"asked".parse().unwrap(), "req_1");
+                let mut mender = Mender::new(kind, &"asked".parse().unwrap(), "req_1", &[]);
                 let chunk = json!({"id": a, "created": b, "usage": {"prompt_tokens": a, "completion_tokens": b}, "choices": [
                     {"index": a, "delta": {"content": b, "tool_calls": a, "role": b}, "logprobs": b, "finish_reason": a},
                     {"delta": {"tool_calls": b}, "message": a, "text": b}, b]});
                 let _ = mender.split(chunk.clone());
-                let _ = (mender.mend(chunk.clone()), mender.mend(chunk), mender.last());
+                let _ = (
+                    mender.mend(chunk.clone()),
+                    mender.mend(chunk),
+                    mender.finish(),
+                    mender.last(),
+                );
                 let _ = (
                     mender.mend(a.clone()),
                     embeddings(
@@ -431,7 +540,7 @@ proptest! {
     #[test]
     fn whatever_comes_in_what_goes_out_is_of_openais_shape(chunks in proptest::collection::vec(any_json(), 1..5)) {
         for kind in [Kind::Chat, Kind::Completions] {
-            let mut mender = Mender::new(kind, &"asked".parse().unwrap(), "req_1");
+            let mut mender = Mender::new(kind, &"asked".parse().unwrap(), "req_1", &["ab".to_owned()]);
             for chunk in &chunks {
                 let wrapped = json!({"choices": [chunk], "usage": chunk});
                 for chunk in [chunk.clone(), wrapped.clone()] {
@@ -442,6 +551,9 @@ proptest! {
                 for mended in mender.split(wrapped).into_iter().flatten() {
                     strict(kind, &mended)?;
                 }
+            }
+            if let Ok(Some(finish)) = mender.finish() {
+                strict(kind, &finish)?;
             }
             if let Some(last) = mender.last() {
                 let usage = &last["usage"];
