@@ -83,7 +83,10 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Full(PER_TOKEN.to_owned()), &PACES)?
         .install_recorder()?;
     describe_counter!(REQUESTS, "Requests that ended, by model and outcome");
-    describe_counter!(TOKENS, "Tokens of prompts and answers, by model");
+    describe_counter!(
+        TOKENS,
+        "Tokens of prompts and answers, by model; by estimate where an attached server counts none"
+    );
     describe_histogram!(TTFT, Unit::Seconds, "From admission to the first token");
     describe_histogram!(
         PER_TOKEN,

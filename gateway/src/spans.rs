@@ -185,7 +185,7 @@ impl Span {
             ("gen_ai.usage.output_tokens", view.completion_tokens),
         ];
         for (name, count) in tokens {
-            if let Some(count) = count {
+            if let Some(count) = count.filter(|_| !view.estimated) {
                 span.set_attribute(KeyValue::new(name, count));
             }
         }
