@@ -17,6 +17,9 @@ use crate::{
 /// What takes the place of a client's own wishes: our workers always stream, and tell the usage.
 pub const STREAMED: [(&str, &str); 2] = [("stream", "true"), ("stream_options", r#"{"include_usage":true}"#)];
 
+/// Bytes of an image that count, however large it is: as text they have about as many tokens as models make of one.
+const IMAGE: usize = 4096;
+
 /// Answer a conversation.
 ///
 /// With `stream: true` the answer comes as server-sent events, one chunk a token, and ends with `[DONE]`;
@@ -48,14 +51,18 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
     let sound = asked.judge(state, Kind::Chat, &body, found, |model, facts, faults| {
         ability::check_chat(&request, model, facts, faults);
     })?;
+    let images = request
+        .media()
+        .map(|(_, part)| part.image_bytes().saturating_sub(IMAGE));
     let wish = Wish {
         body: body.with(&STREAMED),
         stream: request.stream,
         include_usage: request.include_usage,
         choices: request.n as usize,
-        stop: inference::stop(&body, request.stop),
         answer: request.max_tokens,
+        images: images.sum(),
         context: Context::of_conversation(&caller.family, body.raw("tools"), &request.messages),
+        stop: inference::stop(&body, request.stop),
     };
     asked.order(state, caller, sound, wish)
 }

@@ -50,6 +50,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         choices: request.prompts.len() * request.n as usize,
         stop: inference::stop(&body, request.stop),
         answer: Some(request.max_tokens),
+        images: 0,
         context,
     };
     asked.order(state, caller, sound, wish)

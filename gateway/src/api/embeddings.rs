@@ -41,6 +41,7 @@ fn read(asked: Asked, state: &AppState, caller: &Identity) -> Result<Order, ApiE
         choices: 1,
         stop: Vec::new(),
         answer: Some(0),
+        images: 0,
         context: Context::default(),
     };
     asked.order(state, caller, sound, wish)

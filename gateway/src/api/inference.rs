@@ -94,6 +94,8 @@ pub struct Wish {
     pub stop: Vec<String>,
     /// The most tokens of each, if it says so.
     pub answer: Option<u32>,
+    /// Bytes of the request that are of images, and of which no tokens come.
+    pub images: usize,
     /// What a worker may remember of it.
     pub context: Context,
 }
@@ -217,14 +219,15 @@ impl Asked {
             user,
             session,
         } = sound;
-        unfit.extend(too_small(fit, self.bytes.len(), wish.answer));
+        let bytes = self.bytes.len().saturating_sub(wish.images);
+        unfit.extend(too_small(fit, bytes, wish.answer));
         let choices = u32::try_from(wish.choices).unwrap_or(u32::MAX);
         let answer = wish.answer.map(|tokens| tokens.saturating_mul(choices));
         let Admitted {
             mut entry,
             standing,
             tokens,
-        } = admission::admit(state, caller, &self.id, &model, self.bytes.len(), answer)?;
+        } = admission::admit(state, caller, &self.id, &model, bytes, answer)?;
         entry.traced(&state.spans, kind, &self.parent);
         let session = self.session.or(session).or_else(|| user.clone());
         let trace = state.dispatcher.traces.follow(Subject {

@@ -133,3 +133,19 @@ async fn embeddings_that_nobody_counted_say_none_and_are_charged() {
     );
     ask.send().await.refused(429, "insufficient_quota").await;
 }
+
+#[tokio::test]
+async fn an_image_is_not_counted_as_if_it_were_text() {
+    let (hive, _server) = attached(vec![uncounted()]).await;
+    let key = budget(&hive, 2000).await;
+    let image = format!("data:image/png;base64,{}", "A".repeat(400_000));
+    let part = json!({"type": "image_url", "image_url": {"url": image}});
+    let ask = hive
+        .chat("x")
+        .key(&key)
+        .with("messages", json!([{"role": "user", "content": [part]}]));
+    assert_eq!(ask.send().await.status, 200);
+    let entry = entry(&hive).await;
+    let prompt = entry["prompt_tokens"].as_u64().unwrap();
+    assert!((1024..1200).contains(&prompt), "{entry}");
+}

@@ -109,6 +109,14 @@ impl Part {
         }
     }
 
+    /// Bytes of the request that it takes as an image.
+    pub fn image_bytes(&self) -> usize {
+        match self {
+            Self::Image { url } => url.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it is an image that somebody would have to fetch.
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Image { url } if !starts_with(url, "data:"))
