@@ -52,9 +52,20 @@ struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct Usage {
     /// Tokens of the prompt.
+    #[serde(default, deserialize_with = "believable")]
     pub prompt_tokens: Option<i64>,
     /// Tokens generated.
+    #[serde(default, deserialize_with = "believable")]
     pub completion_tokens: Option<i64>,
+}
+
+/// A worker's count of tokens, if it can be true; sums of such counts stay exact in books and record.
+pub fn possible(count: i64) -> Option<i64> {
+    (0..=i64::from(u32::MAX)).contains(&count).then_some(count)
+}
+
+fn believable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.and_then(possible))
 }
 
 /// How far an answer has come.
@@ -262,6 +273,23 @@ mod tests {
                 prompt_tokens: Some(3),
                 completion_tokens: Some(4)
             })
+        );
+    }
+
+    #[test]
+    fn a_count_that_cannot_be_true_is_not_believed() {
+        for count in [-1, i64::MIN, 1 << 32, i64::MAX] {
+            let json = format!(r#"{{"prompt_tokens":{count},"completion_tokens":{count}}}"#);
+            assert_eq!(
+                serde_json::from_str::<Usage>(&json).unwrap(),
+                Usage::default(),
+                "{count}"
+            );
+        }
+        let usage: Usage = serde_json::from_str(r#"{"prompt_tokens":0,"completion_tokens":4294967295}"#).unwrap();
+        assert_eq!(
+            (usage.prompt_tokens, usage.completion_tokens),
+            (Some(0), Some(4_294_967_295))
         );
     }
 }

@@ -377,7 +377,8 @@ async fn attempt<R: Reply>(state: &AppState, call: &Call, entry: &mut Entry, lea
     let prompt = response
         .headers()
         .get(wire::PROMPT_TOKENS_HEADER)
-        .and_then(|v| v.to_str().ok()?.parse().ok());
+        .and_then(|v| v.to_str().ok()?.parse().ok())
+        .and_then(chunk::possible);
     entry.tokens(Tokens {
         prompt,
         completion: None,

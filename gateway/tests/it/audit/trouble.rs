@@ -266,3 +266,28 @@ async fn with_a_full_disk_metadata_mode_serves_on_and_records_the_gap() {
         "five starts and five ends, recorded or counted"
     );
 }
+
+#[tokio::test]
+async fn counts_that_cannot_be_true_cost_no_record_and_stop_no_journal() {
+    let (_elsewhere, hive) = strict().await;
+    let lies = [json!(1_i64 << 53), json!(i64::MAX), json!(i64::MIN), json!(-1)];
+    let lying = |count: &Value| {
+        let usage = json!({"prompt_tokens": count, "completion_tokens": count, "total_tokens": 1});
+        let last = json!({"object": "chat.completion.chunk", "choices": [], "usage": usage});
+        Script::begins(&["a", "b"]).finish("stop").event(&last).done().end()
+    };
+    hive.worker("a")
+        .script(lies.iter().map(lying).collect::<Vec<_>>())
+        .join()
+        .await;
+    for lie in &lies {
+        assert_eq!(hive.chat("m").send().await.status, 200, "{lie}");
+    }
+    let usage = Reply::to(hive.on_control("GET", "/control/v1/usage")).await;
+    assert_eq!(usage.status, 200);
+    let records = ends_intact(hive).await;
+    assert!(!records.iter().any(|record| record["kind"] == "audit.gap"));
+    let counted = records.iter().filter(|record| record["kind"] == "req.end");
+    let counted: Vec<_> = counted.map(|record| record["usage"].clone()).collect();
+    assert_eq!(counted, vec![json!({"out": 2}); lies.len()], "what passed is counted");
+}
