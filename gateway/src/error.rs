@@ -14,6 +14,7 @@ use wire::{ErrorBody, ErrorEnvelope, openai::Faults};
 use crate::{
     api::admission,
     audit::journal::Unavailable,
+    auth::api_key::masked,
     db::DbError,
     limits::{Limit, Refusal},
     scheduler::NoSlot,
@@ -61,8 +62,10 @@ pub enum ApiError {
     NotAttachable(String),
     /// The body did not come in time.
     BodyTimeout(Duration),
-    /// The `Host` header names nobody we answer for.
+    /// The `Host` or `Origin` header names nobody we answer for.
     WrongHost {
+        /// Which of them.
+        header: &'static str,
         /// The setting that allows more names.
         setting: &'static str,
     },
@@ -237,8 +240,8 @@ impl ApiError {
             ),
             Self::NotAttachable(why) => why.clone(),
             Self::BodyTimeout(limit) => format!("The body did not arrive within {} s. Send it again.", limit.as_secs()),
-            Self::WrongHost { setting } => {
-                format!("The Host header names a host this gateway does not answer for. Add it to `{setting}`.")
+            Self::WrongHost { header, setting } => {
+                format!("The {header} header names a host this gateway does not answer for. Add it to `{setting}`.")
             }
             Self::StaleEpoch => "Another worker has registered under this id since. This one should exit.".into(),
             Self::UnknownWorker(id) => format!("No worker `{id}` is registered. Register again."),
@@ -311,7 +314,7 @@ impl ApiError {
         };
         ErrorEnvelope {
             error: ErrorBody {
-                message: self.message(),
+                message: masked(&self.message()).into_owned(),
                 r#type: self.kind().to_owned(),
                 param,
                 code: Some(self.code().to_owned()),

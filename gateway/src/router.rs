@@ -116,6 +116,7 @@ pub fn data_plane(state: AppState) -> Router {
         Some(Hosts::new(
             "server.allowed_hosts",
             state.config.server.allowed_hosts.clone(),
+            false,
         ))
     } else {
         None
@@ -151,7 +152,7 @@ pub fn data_plane(state: AppState) -> Router {
 pub fn control_plane(state: AppState) -> Router {
     let (router, doc) = control_routes().split_for_parts();
     let router = router.route("/health", get(api::health::live));
-    let hosts = Hosts::new("control.allowed_hosts", state.config.control.hosts());
+    let hosts = Hosts::new("control.allowed_hosts", state.config.control.hosts(), true);
     finish(router, named(doc), access::CONTROL, Some(hosts), state, None)
 }
 
@@ -305,13 +306,16 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 struct Hosts {
     setting: &'static str,
     names: std::sync::Arc<[String]>,
+    /// Whether pages of these hosts alone may call.
+    alone: bool,
 }
 
 impl Hosts {
-    fn new(setting: &'static str, names: Vec<String>) -> Self {
+    fn new(setting: &'static str, names: Vec<String>, alone: bool) -> Self {
         Self {
             setting,
             names: names.into(),
+            alone,
         }
     }
 }
@@ -354,7 +358,7 @@ fn weight(taken: &[HeaderValue], coding: &str) -> Option<f32> {
     })
 }
 
-/// Refuses floods of headers, and hosts that are not ours (DNS rebinding).
+/// Refuses floods of headers, and hosts and origins that are not ours (DNS rebinding).
 async fn check_head(State(hosts): State<Option<Hosts>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let bytes: usize = headers
@@ -365,13 +369,26 @@ async fn check_head(State(hosts): State<Option<Hosts>>, request: Request, next: 
         return ApiError::HeadTooLarge.into_response();
     }
     if let Some(hosts) = hosts {
+        let said = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
         // HTTP/2 has the authority in the URI.
-        let host = headers
-            .get(header::HOST)
-            .map(|h| h.to_str().unwrap_or("?"))
-            .or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str));
-        if !host.is_none_or(|host| is_ours(host, &hosts.names)) {
-            return ApiError::WrongHost { setting: hosts.setting }.into_response();
+        let authority = request.uri().authority().map(axum::http::uri::Authority::as_str);
+        let mut called = said(header::HOST).chain(authority);
+        // A page says where it is from: one that may not read the answer must not act either.
+        let mut from = said(header::ORIGIN).filter(|_| hosts.alone);
+        let wrong = if !called.all(|host| is_ours(host, &hosts.names)) {
+            Some("Host")
+        } else if !from.all(|origin| {
+            origin
+                .split_once("://")
+                .is_some_and(|(_, host)| is_ours(host, &hosts.names))
+        }) {
+            Some("Origin")
+        } else {
+            None
+        };
+        if let Some(header) = wrong {
+            let setting = hosts.setting;
+            return ApiError::WrongHost { header, setting }.into_response();
         }
     }
     next.run(request).await

@@ -20,6 +20,7 @@ use axum::{
 use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{
+    auth::api_key::masked,
     config::{Log, LogFormat},
     error::Failed,
 };
@@ -121,7 +122,7 @@ pub async fn access_log(mut request: Request, next: Next) -> Response {
     // Written when dropped: also if the client leaves before there is an answer.
     let mut line = Line {
         method: request.method().to_string(),
-        path: request.uri().path().to_owned(),
+        path: masked(request.uri().path()).into_owned(),
         id: id.clone(),
         started,
         log,
@@ -150,7 +151,7 @@ fn sane_id(value: Option<&HeaderValue>) -> Option<Arc<str>> {
     let text = value?.to_str().ok()?;
     let sane =
         (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:".contains(&b));
-    sane.then(|| text.into())
+    (sane && wire::secret_in(text).is_none()).then(|| text.into())
 }
 
 struct Line {

@@ -487,6 +487,12 @@ fn authorities(config: &Config) -> Result<Vec<reqwest::Certificate>, Failure> {
 
 /// An id from the command line as one segment of a path.
 fn segment(id: &str) -> Result<&str, Failure> {
+    if wire::secret_in(id).is_some() {
+        return Err(Failure::usage(
+            "this is a whole key, and it stands on a command line that others can see",
+            "name its public id, the eight characters after `hvk_`, and rotate the key: `hivectl keys rotate ID --grace 0s`",
+        ));
+    }
     let fine = id.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
     if fine && !["", ".", ".."].contains(&id) {
         return Ok(id);
@@ -506,8 +512,11 @@ mod tests {
     #[test]
     fn an_id_from_the_command_line_cannot_change_the_path() {
         assert_eq!(segment("01ab-CD_9.a:b").unwrap(), "01ab-CD_9.a:b");
-        for bad in ["", ".", "..", "../keys", "a/b", "a?b", "a b", "%2e"] {
-            assert_eq!(segment(bad).unwrap_err().exit_code(), 2, "{bad}");
+        let key = format!("hvk_12345678_{}_123456", "x".repeat(32));
+        for bad in ["", ".", "..", "../keys", "a/b", "a?b", "a b", "%2e", &key] {
+            let failure = segment(bad).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{bad}");
+            assert!(!format!("{failure:?}").contains("xxxx"));
         }
     }
 }

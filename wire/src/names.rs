@@ -1,6 +1,6 @@
 //! Names, each with its one validator: what a model, a worker or a host may be called, at every door.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,9 +71,32 @@ name! {
     HostName, "a host name", check_host
 }
 
+/// Where a secret of the hive's stands in a text: what of an API key `hvk_…`, a join token `hvj_…` or a worker's
+/// credential `hvw_…` must be written nowhere. A mistyped one is one, too.
+pub fn secret_in(text: &str) -> Option<Range<usize>> {
+    // The public id of a key is no secret; each has at least so many characters behind it.
+    const SHORTEST: usize = 32;
+    let places = [("hvk_", "12345678_".len()), ("hvj_", 0), ("hvw_", 0)]
+        .into_iter()
+        .flat_map(|(mark, public)| text.match_indices(mark).map(move |(at, _)| at + mark.len() + public));
+    let whole = places.filter_map(|start| {
+        let rest = text.get(start..)?;
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        Some(start..end.map_or(text.len(), |end| start + end))
+    });
+    whole
+        .filter(|secret| secret.len() >= SHORTEST)
+        .min_by_key(|secret| secret.start)
+}
+
+const NO_SECRET: &str = "is no API key or token";
+
 fn check_model(s: &str) -> Result<(), &'static str> {
     if s.is_empty() || s.len() > 200 {
         return Err("has 1 to 200 characters");
+    }
+    if secret_in(s).is_some() {
+        return Err(NO_SECRET);
     }
     let ok = |c: char| c.is_ascii_alphanumeric() || "._-/:@+".contains(c);
     if !s.chars().all(ok) {
@@ -91,6 +114,9 @@ fn check_model(s: &str) -> Result<(), &'static str> {
 fn check_worker(s: &str) -> Result<(), &'static str> {
     if s.is_empty() || s.len() > 64 {
         return Err("has 1 to 64 characters");
+    }
+    if secret_in(s).is_some() {
+        return Err(NO_SECRET);
     }
     if !s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
         return Err("consists of ASCII letters, digits and . _ -");
@@ -169,6 +195,34 @@ mod tests {
         }
         for name in ["", "-oProxyCommand=x", "a_b", "a b", "user@host", "a;b"] {
             assert!(name.parse::<HostName>().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_no_name_and_its_place_is_known() {
+        let (secret, seal) = ("x1".repeat(16), "abcdef");
+        for (before, hidden) in [
+            ("hvk_12345678_", format!("{secret}_{seal}")),
+            ("/v1/models/hvk_12345678_", secret.clone()),
+            ("hvj_", format!("{secret}{secret}_{seal}")),
+            ("a-hvk_-hvw_", secret.clone()),
+        ] {
+            let text = format!("{before}{hidden}");
+            let place = secret_in(&text).unwrap();
+            assert_eq!(&text[place], hidden, "{text}");
+            assert!(text.parse::<ModelName>().is_err(), "{text}");
+        }
+        let key = format!("hvk_12345678_{secret}_{seal}");
+        assert!(key.parse::<WorkerId>().is_err());
+        assert_eq!(secret_in(&format!("{key}/x")), Some(13..key.len()));
+        for none in [
+            "hvk_12345678",
+            "hvk_",
+            "hvk_1234567ä_",
+            "hvj_and-some-words-of-a-name-that-is-long",
+            "ä hvw_",
+        ] {
+            assert_eq!(secret_in(none), None, "{none}");
         }
     }
 

@@ -21,7 +21,8 @@ pub fn parse_label(text: &str) -> Result<(String, String), String> {
 /// What is wrong with labels or a weight; the text names the rule.
 pub fn check_labels(labels: &Labels, weight: Option<f32>) -> Result<(), &'static str> {
     let is_word = |text: &str| {
-        (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c))
+        let printable = text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+        printable && (1..=64).contains(&text.len()) && crate::secret_in(text).is_none()
     };
     if labels.len() > 16 {
         return Err("there may be at most 16 labels");

@@ -12,6 +12,8 @@ use crate::{auth::caller::Operator, error::ApiError, state::AppState};
 
 /// The longest name of a key or of its owner, in characters.
 const LONGEST_LABEL: usize = 100;
+/// The longest that a key may be good for if it is to end at all, in seconds.
+const LONGEST_LIFE_S: u64 = 100 * 365 * 24 * 3600;
 /// How long a rotated key stays good if nobody says otherwise, in seconds.
 const GRACE_S: u64 = 24 * 3600;
 
@@ -38,14 +40,15 @@ pub async fn create(
 
 fn check(new: &NewKey) -> Result<(), ApiError> {
     let is_label = |text: &str| {
-        !text.trim().is_empty() && text.chars().count() <= LONGEST_LABEL && !text.chars().any(char::is_control)
+        let printable = !text.trim().is_empty() && !text.chars().any(char::is_control);
+        printable && text.chars().count() <= LONGEST_LABEL && wire::secret_in(text).is_none()
     };
     if !is_label(&new.name) {
-        let message = format!("`name` must have 1 to {LONGEST_LABEL} printable characters.");
+        let message = format!("`name` must have 1 to {LONGEST_LABEL} printable characters, and no key among them.");
         return Err(ApiError::invalid("name", message));
     }
     if new.owner.as_deref().is_some_and(|owner| !is_label(owner)) {
-        let message = format!("`owner` must have 1 to {LONGEST_LABEL} printable characters.");
+        let message = format!("`owner` must have 1 to {LONGEST_LABEL} printable characters, and no key among them.");
         return Err(ApiError::invalid("owner", message));
     }
     if new.scopes.is_empty() {
@@ -56,8 +59,13 @@ fn check(new: &NewKey) -> Result<(), ApiError> {
         return Err(ApiError::invalid("scopes", message));
     }
     labels_fit(&new.labels, None)?;
-    if new.expires_in_s == Some(0) {
-        return Err(ApiError::invalid("expires_in_s", "`expires_in_s` must be above 0."));
+    if !new
+        .expires_in_s
+        .is_none_or(|seconds| (1..=LONGEST_LIFE_S).contains(&seconds))
+    {
+        let message =
+            format!("`expires_in_s` must be from 1 to {LONGEST_LIFE_S}, a hundred years; leave it out for no end.");
+        return Err(ApiError::invalid("expires_in_s", message));
     }
     let limits = &new.limits;
     let zeros = [
@@ -121,6 +129,10 @@ pub async fn rotate(
     body::Json(rotate): body::Json<RotateKey>,
 ) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
     let grace_s = rotate.grace_s.unwrap_or(GRACE_S);
+    if grace_s > LONGEST_LIFE_S {
+        let message = format!("`grace_s` must be at most {LONGEST_LIFE_S}, a hundred years.");
+        return Err(ApiError::invalid("grace_s", message));
+    }
     let by = state.audit.acts.by(Some(&operator.id));
     let rotated = state.keyring.rotate(&state.db, &id, grace_s, by).await?;
     let (key, view) = rotated.ok_or_else(unknown)?;

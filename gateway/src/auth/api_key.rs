@@ -3,6 +3,8 @@
 //!
 //! The checksum rejects typos and junk before anything is looked up; it proves nothing about who calls.
 
+use std::borrow::Cow;
+
 use rand::Rng;
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -36,6 +38,14 @@ pub fn public_id(key: &str) -> Option<&str> {
     let (id, secret) = unsealed(key)?.strip_prefix(PREFIX)?.split_once('_')?;
     let good = id.len() == ID && secret.len() == SECRET && is_base62(id) && is_base62(secret);
     good.then_some(id)
+}
+
+/// A text from outside as it may be written down: without what is secret of any key or token in it.
+pub fn masked(text: &str) -> Cow<'_, str> {
+    match wire::secret_in(text) {
+        None => text.into(),
+        Some(secret) => format!("{}***{}", &text[..secret.start], masked(&text[secret.end..])).into(),
+    }
 }
 
 /// Random base-62 text.
@@ -100,6 +110,14 @@ mod tests {
         for junk in ["hvj_junk", "hvj_", "", &mistyped, &token[..token.len() - 1]] {
             assert!(!is_join_token(junk), "{junk}");
         }
+    }
+
+    #[test]
+    fn of_a_key_in_a_text_only_the_public_id_is_written_down() {
+        let (key, token) = (generate(), join_token());
+        let text = masked(&format!("/a/{key}/{token}?{key}")).into_owned();
+        assert_eq!(text, format!("/a/{}***/hvj_***?{}***", &key[..13], &key[..13]));
+        assert!(matches!(masked("/v1/models/qwen"), Cow::Borrowed(_)));
     }
 
     #[test]

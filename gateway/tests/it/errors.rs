@@ -273,6 +273,11 @@ async fn hosts_that_are_not_ours_are_not_answered() {
             assert!(error["message"].as_str().unwrap().contains(setting), "{error}");
         }
     }
+    let two = hive
+        .on_control("GET", "/control/v1/keys")
+        .header("host", "localhost")
+        .header("host", "evil.example");
+    Reply::to(two).await.refused(400, "invalid_request").await;
     for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:7411"] {
         assert_eq!(
             Reply::to(hive.on_data("GET", "/v1/models").header("host", host))

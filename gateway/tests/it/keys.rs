@@ -282,6 +282,7 @@ async fn a_key_expires_and_its_terms_must_make_sense() {
     .await;
     for (field, value, param) in [
         ("expires_in_s", json!(0), "expires_in_s"),
+        ("expires_in_s", json!(u64::MAX), "expires_in_s"),
         ("owner", json!(" "), "owner"),
         (
             "limits",

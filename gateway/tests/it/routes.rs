@@ -109,6 +109,49 @@ async fn the_control_plane_is_not_for_browsers_of_other_origins() {
                 .keys()
                 .any(|name| name.as_str().starts_with("access-control-"))
         );
+        let refused = reply.refused(400, "invalid_request").await;
+        let told = refused["message"].as_str().unwrap();
+        assert!(
+            told.contains("Origin") && told.contains("control.allowed_hosts"),
+            "{told}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn no_page_of_another_origin_acts_on_the_control_plane_whatever_its_name_resolves_to() {
+    let hive = Hive::with(&[("control.allowed_hosts", "[\"hive.example\"]")]).await;
+    let made = async || {
+        let keys = Reply::to(hive.on_control("GET", "/control/v1/keys")).await.json().await;
+        keys.as_array().unwrap().len()
+    };
+    // A request that a browser sends without asking first.
+    let make = |origin: &str| {
+        hive.on_control("POST", "/control/v1/keys")
+            .header("origin", origin)
+            .header("content-type", "text/plain")
+            .body(r#"{"name": "k", "scopes": ["infer"]}"#)
+    };
+    let before = made().await;
+    for origin in [
+        "https://evil.example",
+        "http://127.0.0.1.evil.example",
+        "null",
+        "http://10.0.0.9:7412",
+        "file://",
+    ] {
+        Reply::to(make(origin)).await.refused(400, "invalid_request").await;
+    }
+    // A page whose own name was made to mean this address.
+    let rebound = make("http://evil.example:7412").header("host", "evil.example:7412");
+    Reply::to(rebound).await.refused(400, "invalid_request").await;
+    assert_eq!(made().await, before);
+    for (number, origin) in ["http://localhost:7412", "https://hive.example", "http://[::1]:7412"]
+        .iter()
+        .enumerate()
+    {
+        assert_eq!(Reply::to(make(origin)).await.status, 201, "{origin}");
+        assert_eq!(made().await, before + number + 1);
     }
 }
 

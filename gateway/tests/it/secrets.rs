@@ -173,6 +173,57 @@ async fn secrets_are_in_no_log_error_metric_record_database_or_process_list() {
 }
 
 #[tokio::test]
+async fn a_key_in_the_wrong_place_is_written_nowhere() {
+    let hive = Hive::with(&[("log.filter", "trace")]).await;
+    hive.worker("a").join().await;
+    let (_, key) = hive.key(&["infer"]).await;
+    let join = hive.join_token(None).await;
+    let mut told = String::new();
+    for secret in [&key, &join] {
+        let asked = [
+            (hive.on_data("GET", &format!("/v1/models/{secret}")), 404),
+            (hive.on_data("GET", &format!("/v1/a/{secret}/b")), 404),
+            (hive.on_control("GET", &format!("/control/v1/workers/{secret}")), 404),
+            (hive.on_control("DELETE", &format!("/control/v1/keys/{secret}")), 404),
+            (
+                hive.on_control("POST", "/control/v1/join-tokens")
+                    .json(&json!({"worker_id": secret})),
+                400,
+            ),
+            (
+                hive.on_control("POST", "/control/v1/keys")
+                    .json(&json!({"name": secret, "scopes": ["infer"]})),
+                400,
+            ),
+            (
+                hive.on_control("POST", "/control/v1/audit/erase")
+                    .json(&json!({"subject": "nobody", "ticket": secret})),
+                400,
+            ),
+        ];
+        for (ask, status) in asked {
+            let answer = Reply::to(ask).await;
+            assert_eq!(answer.status, status);
+            told.push_str(&answer.text().await);
+        }
+        let unknown = hive.chat(secret).send().await.refused(404, "model_not_found").await;
+        told.push_str(&unknown.to_string());
+        let named = hive.chat("m").header("x-request-id", secret).send().await;
+        assert!(named.status == 200 && named.header("x-request-id").starts_with("req_"));
+    }
+    let planted = [("key", key[13..45].to_owned()), ("join token", join[4..].to_owned())];
+    find(told.as_bytes(), &planted, "an answer");
+    let request = Reply::to(hive.on_control("GET", "/control/v1/keys")).await;
+    let request = request.header("x-request-id").to_owned();
+    hive.logged("the last line", |line| line["request_id"] == request.as_str())
+        .await;
+    assert!(hive.log().contains(&key[..13]), "its public id may be there");
+    for path in files(hive.home()) {
+        find(&std::fs::read(&path).unwrap(), &planted, &path.display().to_string());
+    }
+}
+
+#[tokio::test]
 async fn a_crash_leaves_no_core_file() {
     let mut hive = Hive::start().await;
     let pid = hive.pid().to_string();

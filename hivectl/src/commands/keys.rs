@@ -165,6 +165,9 @@ fn state(key: &KeyView) -> String {
 
 /// A Unix time in milliseconds as a person reads it (RFC 3339, UTC, to the second).
 pub fn date(ms: i64) -> String {
-    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or_default());
+    // 9999-12-31T23:59:59Z: beyond it no date has this form.
+    const LAST_S: u64 = 253_402_300_799;
+    let seconds = (u64::try_from(ms).unwrap_or_default() / 1000).min(LAST_S);
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -33,6 +33,13 @@ fn a_key_works_until_it_is_revoked_and_its_secret_is_shown_once() {
     list().expect(1).says("revoked");
     house.run(&["keys", "revoke", "nothere1"]).expect(2);
     house.run(&["keys", "create", "x", "--scope", "everything"]).expect(2);
+    house
+        .run(&["keys", "create", "x", "--expires", "9999999999y"])
+        .expect(2)
+        .says("expires_in_s");
+    house.run(&["keys", "list"]).expect(0);
+    let whole = house.run(&["keys", "revoke", &key]).expect(2).says("public id");
+    assert!(!whole.stderr.contains(&key));
 }
 
 #[test]
