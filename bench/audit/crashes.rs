@@ -128,7 +128,7 @@ impl Life {
                 }
                 4 => {
                     let before = self.files();
-                    log.prune(i64::MAX).unwrap();
+                    log.prune(i64::MAX, None).unwrap();
                     if self.rng.random_range(0..2) == 0 {
                         return self.half_pruned(&before);
                     }

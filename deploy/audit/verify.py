@@ -10,7 +10,6 @@ first bad record, as `hivectl audit verify`; not a line of code is shared.
 """
 import argparse
 import base64
-import binascii
 import glob
 import hashlib
 import json
@@ -18,6 +17,7 @@ import os
 import re
 import sys
 
+LONGEST = 1 << 20  # bytes of a line
 VERDICTS = {"intact": 0, "altered": 1, "missing": 2, "unsigned": 3, "unreadable": 4}
 HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -45,6 +45,15 @@ def node(left, right):
 
 def unhex(text):
     return bytes.fromhex(text) if isinstance(text, str) and HEX64.match(text) else None
+
+
+def unbase64(text):
+    """The bytes of their one spelling in base64, or None."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return data if base64.b64encode(data).decode() == text else None
 
 
 class Frontier:
@@ -99,9 +108,9 @@ class PublicKey:
         try:
             with open(path, encoding="utf-8") as file:
                 self.name, given, key = file.read().strip().split("+", 2)
-            key = base64.b64decode(key, validate=True)
         except (OSError, ValueError) as error:
             raise Found("unreadable", None, f"{path}: {error}") from None
+        key = unbase64(key) or b""
         self.id = sha(self.name.encode() + b"\n" + key)[:4]
         if len(key) != 33 or key[0] != kind or self.id.hex() != given or not self.name:
             raise Found("unreadable", None, f"{path}: it must look like NAME+ID+KEY")
@@ -109,15 +118,10 @@ class PublicKey:
 
     def signature(self, signatures):
         """This key's signature among those of a note, or None."""
-        for line in signatures.splitlines():
-            match = re.match("\u2014 (\\S+) (\\S+)\\Z", line)
-            if not match or match[1] != self.name:
-                continue
-            try:
-                signature = base64.b64decode(match[2], validate=True)
-            except binascii.Error:
-                continue
-            if signature[:4] == self.id:
+        for line in signatures.split("\n"):
+            name, _, signature = line.removesuffix("\r").removeprefix("\u2014 ").partition(" ")
+            signature = unbase64(signature) if line.startswith("\u2014 ") and name == self.name else None
+            if signature is not None and signature[:4] == self.id:
                 return signature[4:]
         return None
 
@@ -134,11 +138,8 @@ class PublicKey:
         lines = text.split("\n")
         if not gap or len(lines) != 3 or lines[0] != self.name or not re.match(r"(0|[1-9][0-9]*)\Z", lines[1]):
             return None
-        try:
-            root = base64.b64decode(lines[2], validate=True)
-        except binascii.Error:
-            return None
-        signature = self.signature(signatures) if len(root) == 32 else None
+        root = unbase64(lines[2])
+        signature = self.signature(signatures) if root is not None and len(root) == 32 else None
         good = signature is not None and self.signed(signature, (text + "\n").encode())
         return (int(lines[1]), root) if good else None
 
@@ -165,8 +166,8 @@ class Journal:
     def read(folder, numbers):
         for number in numbers:
             with open(os.path.join(folder, f"{number:06}.jsonl"), "rb") as file:
-                for place, line in enumerate(file, 1):
-                    yield number, place, line.removesuffix(b"\n"), line.endswith(b"\n")
+                for line in iter(lambda: file.readline(LONGEST), b""):
+                    yield number, line.removesuffix(b"\n"), line.endswith(b"\n")
 
     def next(self):
         return self.ahead.pop() if self.ahead else next(self.rows, None)
@@ -180,16 +181,50 @@ class Journal:
         return self.ahead[-1]
 
 
+class Pairs(list):
+    """The names and values of an object, in their order."""
+
+
+def refuse(text):
+    raise ValueError(text)
+
+
 def parse(line):
     """The fields that hold the journal together, or None."""
     try:
-        record = json.loads(line.decode("utf-8"))
-        whole = lambda n: isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 64
-        good = whole(record["seq"]) and isinstance(record["prev"], str) and isinstance(record["kind"], str)
+        pairs = json.loads(line.decode("utf-8"), object_pairs_hook=Pairs, parse_constant=refuse)
+        fields = [pair for pair in pairs if pair[0] in ("seq", "prev", "kind", "first")]
+        record = dict(fields)
+        whole = lambda n: type(n) is int and 0 <= n < 1 << 64
+        texts = (record["prev"].encode(), record["kind"].encode())
+        good = type(pairs) is Pairs and len(fields) == len(record) and all(type(text) is bytes for text in texts)
         first = record.get("first")
-        return record if good and (first is None or whole(first)) else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return record if good and whole(record["seq"]) and (first is None or whole(first)) else None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
+
+
+def is_canonical(line):
+    """Whether a line is spelled as RFC 8785 says, without fractions, and not nested too deep for other readers."""
+
+    def ordered(pairs):
+        names = [name.encode("utf-16-be") for name, _ in pairs]
+        return dict(pairs) if all(a < b for a, b in zip(names, names[1:])) else refuse(pairs)
+
+    def exact(text):
+        return int(text) if len(text) < 18 and abs(int(text)) < 1 << 53 else refuse(text)
+
+    def depth(value):
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        return 0 if inside is None else 1 + max(map(depth, inside), default=0)
+
+    try:
+        value = json.loads(
+            line.decode("utf-8"), object_pairs_hook=ordered, parse_int=exact, parse_float=refuse, parse_constant=refuse
+        )
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() == line and depth(value) < 128
+    except (ValueError, RecursionError):
+        return False
 
 
 class Verifier:
@@ -197,13 +232,13 @@ class Verifier:
         self.frontier, self.prev, self.before_prev = Frontier(), bytes(32), None
         self.first = self.segment_first = self.signed = self.pruned = self.agreed = self.before = 0
         self.own, self.anchors, self.origin, self.place = [], [], "", None
+        self.is_last, self.orphan = False, None
 
     def verify(self, args):
         folder = args.dir
         try:
-            names = [os.path.basename(name)[:-6] for name in glob.glob(os.path.join(glob.escape(folder), "*.jsonl"))]
-            numbers = sorted(int(name) for name in names if name.isdigit())
             os.listdir(folder)
+            numbers = self.numbers(folder, "jsonl")
             self.key = PublicKey(args.pubkey or os.path.join(folder, "journal.pub"))
             self.origin = self.key.name
             if args.anchors:
@@ -211,13 +246,35 @@ class Verifier:
             numbers = self.starting_at(folder, numbers, args.start)
             if not numbers and not self.anchors:
                 raise Found("unreadable", None, f"{folder}: there is no journal")
+            self.orphan = numbers and self.orphaned(folder, numbers[-1])
             self.segments(folder, numbers, args)
         except (OSError, UnicodeDecodeError) as error:
             raise Found("unreadable", None, str(error)) from None
 
+    @staticmethod
+    def numbers(folder, ending):
+        """The segments that have such a file, by names as the gateway spells them."""
+        files = glob.glob(os.path.join(glob.escape(folder), f"*.{ending}"))
+        names = [os.path.basename(file).removesuffix(f".{ending}") for file in files]
+        ours = [name for name in names if re.match(r"[0-9]{6,20}\Z", name) and f"{int(name):06}" == name]
+        return sorted(number for number in map(int, ours) if number < 1 << 64)
+
+    @staticmethod
+    def notes(folder, number):
+        path = os.path.join(folder, f"{number:06}.notes")
+        if not os.path.exists(path):
+            return []
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            return split_notes(file.read())[0]
+
+    def orphaned(self, folder, last):
+        """A segment whose checkpoints are there and whose lines are gone."""
+        behind = [number for number in self.numbers(folder, "notes") if number > last]
+        return next((number for number in behind if self.notes(folder, number)), None)
+
     def read_anchors(self, path, witness):
         witness = witness and PublicKey(witness, kind=4)
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", newline="\n") as file:
             notes, rest = split_notes(file.read())
         if not notes or rest.strip():
             raise Found("unreadable", None, f"{path}: it must hold signed checkpoints and nothing else")
@@ -226,15 +283,20 @@ class Verifier:
             raise Found("altered", None, f"an anchor in {path} is not signed by the witness")
         if None in self.anchors:
             raise Found("altered", None, f"an anchor in {path} is not signed by this journal's key")
-        self.anchors.sort(key=lambda anchor: anchor[0])
+        self.anchors.sort(key=lambda anchor: anchor[0], reverse=True)
 
     @staticmethod
     def head(folder, number):
-        with open(os.path.join(folder, f"{number:06}.head"), encoding="utf-8") as file:
-            head = json.load(file)
+        with open(os.path.join(folder, f"{number:06}.head"), encoding="utf-8", newline="\n") as file:
+            text = file.read()
+        head = json.loads(text)
+        head = {name: head[name] for name in ("first", "peaks", "prev", "checkpoint")}
+        if json.dumps(head, separators=(",", ":"), ensure_ascii=False) != text:
+            raise ValueError("it is not spelled as it was written")
         peaks = [unhex(peak) for peak in head["peaks"]]
         prev, size = unhex(head["prev"]), head["first"]
-        if None in peaks or prev is None or not isinstance(size, int) or len(peaks) != bin(size).count("1"):
+        whole = type(size) is int and 0 <= size < 1 << 64 and type(head["checkpoint"]) is str
+        if None in peaks or prev is None or not whole or len(peaks) != bin(size).count("1"):
             raise ValueError("it is malformed")
         return head, Frontier(size, peaks), prev
 
@@ -245,7 +307,7 @@ class Verifier:
             try:
                 if self.head(folder, numbers[place])[1].size <= start:
                     return numbers[place:]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
         return numbers
 
@@ -254,11 +316,12 @@ class Verifier:
             if place and numbers[place - 1] + 1 != number:
                 raise Found("missing", self.frontier.size, f"segment {numbers[place - 1] + 1:06} is not there")
             self.begin(folder, number, place == 0)
+            self.is_last = place + 1 == len(numbers)
             rows = Journal(folder, numbers[place:])
             while (row := rows.next()) is not None and row[0] == number:
-                _, _, line, ended = row
-                if not ended and place + 1 == len(numbers):
-                    return self.end(len(line), args.start is not None)
+                _, line, ended = row
+                if not ended and self.is_last and rows.peek() is None:
+                    return self.end(len(line), args.start)
                 try:
                     self.row(line, ended, rows)
                 except Found as found:
@@ -267,7 +330,7 @@ class Verifier:
                     raise
                 if args.to is not None and self.signed > args.to:
                     return None
-        return self.end(0, args.start is not None)
+        return self.end(0, args.start)
 
     def begin(self, folder, number, first):
         at, name = self.frontier.size, f"{number:06}.head"
@@ -275,7 +338,7 @@ class Verifier:
             head, frontier, prev = self.head(folder, number)
         except FileNotFoundError:
             raise Found("missing", at, f"{name} is not there") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Found("altered", at, f"{name}: {error}") from None
         if first:
             self.first = self.signed = frontier.size
@@ -284,24 +347,20 @@ class Verifier:
             raise Found("altered", at, f"the records up to {frontier.size - 1} are not there")
         at = self.segment_first = self.frontier.size
         if at:
-            checkpoint = self.key.open(str(head.get("checkpoint")))
+            checkpoint = self.key.open(head["checkpoint"])
             if checkpoint is None or checkpoint[0] != at:
                 raise Found("altered", at, f"the checkpoint in {name} is not of this place and key")
             self.covered(checkpoint, None)
-        elif head.get("checkpoint") != "":
+        elif head["checkpoint"] != "":
             raise Found("altered", at, f"{name} does not fit what came before")
         if (frontier.size, frontier.peaks, prev) != (at, self.frontier.peaks, self.prev):
             raise Found("altered", at, f"{name} does not fit what came before")
-        notes = os.path.join(folder, f"{number:06}.notes")
-        if os.path.exists(notes):
-            with open(notes, encoding="utf-8", errors="replace", newline="\n") as file:
-                text = file.read()
-            for note in split_notes(text)[0]:
-                checkpoint = self.key.open(note)
-                if checkpoint is None or checkpoint[0] < at:
-                    raise Found("altered", at, f"{number:06}.notes holds a checkpoint that is not of this place and key")
-                self.own.append(checkpoint)
-            self.own.sort(key=lambda checkpoint: checkpoint[0])
+        for note in self.notes(folder, number):
+            checkpoint = self.key.open(note)
+            if checkpoint is None or checkpoint[0] < at:
+                raise Found("altered", at, f"{number:06}.notes holds a checkpoint that is not of this place and key")
+            self.own.append(checkpoint)
+        self.own.sort(key=lambda checkpoint: checkpoint[0], reverse=True)
         if first:
             self.before = sum(anchor[0] < at for anchor in self.anchors)
             self.anchors = [anchor for anchor in self.anchors if anchor[0] >= at]
@@ -309,7 +368,9 @@ class Verifier:
 
     def row(self, line, ended, rows):
         at, record = self.frontier.size, parse(line) if ended else None
-        if record is None:
+        # Of what follows the last checkpoint, nothing signed says that it was written so.
+        vouched = not self.is_last or self.own or self.anchors
+        if record is None or not (vouched or is_canonical(line)):
             raise Found("altered", at, "it is no record")
         if record["seq"] != at or unhex(record["prev"]) != self.prev:
             self.broken(record, line, rows)
@@ -329,7 +390,7 @@ class Verifier:
                 raise Found("altered", at - 1, "it was inserted")
             raise Found("altered", at, f"record {record['seq']} stands in its place")
         following = rows.peek()
-        following = following and parse(following[2])
+        following = following and parse(following[1])
         if following:
             good = unhex(following["prev"]) == hash_
         else:
@@ -346,10 +407,10 @@ class Verifier:
 
     def checkpoints(self, rows):
         at = self.frontier.size
-        while self.own and self.own[0][0] <= at:
-            self.covered(self.own.pop(0), rows)
-        while self.anchors and self.anchors[0][0] <= at:
-            self.covered(self.anchors.pop(0), rows)
+        while self.own and self.own[-1][0] <= at:
+            self.covered(self.own.pop(), rows)
+        while self.anchors and self.anchors[-1][0] <= at:
+            self.covered(self.anchors.pop(), rows)
             self.agreed += 1
 
     def covered(self, checkpoint, rows):
@@ -359,19 +420,23 @@ class Verifier:
             return
         last = max(at - 1, 0)
         following = rows and rows.peek()
-        following = following and parse(following[2])
+        following = following and parse(following[1])
         if following and unhex(following["prev"]) == self.prev:
             reason = "it was changed and the chain made to fit again: the root is not the signed one"
             raise Found("altered", min(self.signed, last), reason, last)
         raise Found("altered", last, "the root over it and all before is not the signed one")
 
-    def end(self, torn, from_the_middle):
+    def end(self, torn, start):
         at = self.frontier.size
         if self.own:
-            raise Found("missing", at, f"{self.own[-1][0]} records were signed, {at} are there")
+            raise Found("missing", at, f"{self.own[0][0]} records were signed, {at} are there")
         if self.anchors:
-            raise Found("missing", at, f"an anchor counts {self.anchors[-1][0]} records, {at} are there")
-        if not from_the_middle and self.first > self.pruned:
+            raise Found("missing", at, f"an anchor counts {self.anchors[0][0]} records, {at} are there")
+        if self.orphan:
+            raise Found("missing", at, f"{self.orphan:06}.notes is there, and {self.orphan:06}.jsonl is not")
+        if start is not None and start > at:
+            raise Found("missing", at, f"record {start} was to be the first, {at} are there")
+        if start is None and self.first > self.pruned:
             raise Found("missing", self.pruned, f"the records before {self.first} are gone, and no record says why")
         if at > self.signed:
             raise Found("unsigned", self.signed, f"{at - self.signed} records follow the last checkpoint")
@@ -432,6 +497,8 @@ def main():
         parser.error("--dir is missing, or --proof and --pubkey")
     if args.witness and not args.anchors:
         parser.error("--witness needs --anchors")
+    if None not in (args.start, args.to) and args.start > args.to:
+        parser.error("--from must not be beyond --to")
     if args.proof:
         try:
             print(proved(args.proof, PublicKey(args.pubkey or os.path.join(args.dir, "journal.pub"))))

@@ -93,6 +93,7 @@ pub fn run(home: PathBuf, config: Config, take_over: Option<ListenFd>) -> Result
     // A page of 2 MiB is resident as a whole once a byte of it is used: half as much again for each stream.
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_thp_disable(true).map_err(io::Error::from)?;
+    warn_of_plain_text(&config);
     let mut inheritance = take_over
         .map(|sockets| Inheritance::receive(sockets, &config))
         .transpose()?;
@@ -107,6 +108,22 @@ pub fn run(home: PathBuf, config: Config, take_over: Option<ListenFd>) -> Result
         }
         outcome
     })
+}
+
+/// Whoever is on the way may read what is not encrypted.
+fn warn_of_plain_text(config: &Config) {
+    for (section, address, certificate) in [
+        ("server", config.server.listen, &config.server.tls_cert),
+        ("control", config.control.listen, &config.control.tls_cert),
+    ] {
+        if certificate.is_none() && !address.ip().to_canonical().is_loopback() {
+            tracing::warn!(
+                section,
+                %address,
+                "what crosses the network is not encrypted: set tls_cert and tls_key, or let only a proxy with TLS come here"
+            );
+        }
+    }
 }
 
 async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritance>) -> Result<(), RunError> {

@@ -376,9 +376,18 @@ fn printable(text: &str) -> String {
     safe
 }
 
-/// The text on one line.
+/// The text on one line, in the order in which it is written: what turns the direction of writing is shown, too.
 fn flat(text: &str) -> String {
-    printable(text).replace(['\n', '\t'], " ")
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let line = printable(text).replace(['\n', '\t'], " ");
+    line.chars().fold(String::with_capacity(line.len()), |mut flat, c| {
+        if turns(c) {
+            flat.extend(c.escape_unicode());
+        } else {
+            flat.push(c);
+        }
+        flat
+    })
 }
 
 #[cfg(test)]
@@ -389,6 +398,7 @@ mod tests {
     fn control_characters_never_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\r\n\tc"), "a\\u{1b}[2Jb\\r\n\tc");
         assert_eq!(flat("a\nb"), "a b");
+        assert_eq!(flat("a\u{202e}b"), "a\\u{202e}b");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
         record::{Event, Kind, Object, Outcome},
         subjects::Subjects,
     },
-    auth::caller::{Auditor, Operator},
+    auth::caller::{self, Auditor, Operator},
     config::Mode,
     error::ApiError,
     state::AppState,
@@ -91,12 +91,12 @@ pub async fn export(
     let pseudonym = recorded(&state)?.find(&export.subject).await?;
     let by = state.audit.acts.by(Some(&operator.id));
     by.sign_alone(&state.db, Event::now(Kind::SubjectExport)).await?;
-    let records = match pseudonym.clone() {
-        Some(pseudonym) => {
-            let folder = state.audit.folder().to_owned();
-            read(move || reading::about(&folder, &pseudonym)).await?
-        }
-        None => Vec::new(),
+    let keys = state.keyring.of(&export.subject);
+    let records = if pseudonym.is_some() || !keys.is_empty() {
+        let (folder, pseudonym) = (state.audit.folder().to_owned(), pseudonym.clone());
+        read(move || reading::about(&folder, pseudonym.as_deref(), &keys)).await?
+    } else {
+        Vec::new()
     };
     Ok(Json(SubjectRecords { pseudonym, records }))
 }
@@ -117,13 +117,18 @@ pub async fn erase(
     body::Json(erase): body::Json<SubjectErase>,
 ) -> Result<Json<SubjectErased>, ApiError> {
     let names_nobody = |text: &String| {
-        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        let printable = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        printable && (1..=64).contains(&text.len()) && wire::secret_in(text).is_none()
     };
     if !erase.ticket.as_ref().is_none_or(names_nobody) {
         let message = "`ticket` must have 1 to 64 letters, digits or any of `._-`.";
         return Err(ApiError::invalid("ticket", message));
     }
-    let had_key = recorded(&state)?.erase(&erase.subject).await?;
+    let subjects = recorded(&state)?;
+    if let Some(pseudonym) = subjects.find(&erase.subject).await? {
+        caller::outlasts_erasure(&erase.subject, &pseudonym, &state);
+    }
+    let had_key = subjects.erase(&erase.subject).await?;
     let told = |held_keys| {
         let mut event = Event::now(Kind::SubjectErase);
         event.ticket = erase.ticket;
@@ -180,7 +185,7 @@ pub async fn downloaded(
 ))]
 pub async fn prune(
     State(state): State<AppState>,
-    _: Operator,
+    Operator(operator): Operator,
     body::Json(prune): body::Json<AuditPrune>,
 ) -> Result<Json<AuditPruned>, ApiError> {
     recorded(&state)?;
@@ -194,7 +199,7 @@ pub async fn prune(
     let first = state
         .audit
         .journal
-        .prune(crate::now_ms().saturating_sub(age_ms))
+        .prune(crate::now_ms().saturating_sub(age_ms), &operator.id)
         .await?;
     Ok(Json(AuditPruned { first }))
 }

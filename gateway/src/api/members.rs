@@ -29,6 +29,8 @@ use crate::{
     state::AppState,
 };
 
+/// The longest word that a worker says of itself, in bytes: a host's name in the DNS.
+const LONGEST_WORD: usize = 253;
 /// The most slots a worker may offer.
 const MOST_SLOTS: u32 = 1024;
 
@@ -60,6 +62,18 @@ pub async fn register(
         return Err(ApiError::invalid("slots", "`slots` must be between 1 and 1024."));
     }
     labels_fit(&registration.labels, registration.weight)?;
+    // What a worker says of itself is shown to operators.
+    for (field, text) in [
+        ("device", &registration.device),
+        ("host", &registration.host),
+        ("version", &registration.version),
+    ] {
+        if text.len() > LONGEST_WORD || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            let message =
+                format!("`{field}` must have at most {LONGEST_WORD} printable ASCII characters and no space.");
+            return Err(ApiError::invalid(field, message));
+        }
+    }
     if registration.dispatch_token.len() < 16 || registration.dispatch_token.len() > 256 {
         return Err(ApiError::invalid(
             "dispatch_token",

@@ -19,6 +19,13 @@ pub fn to_string(value: &Value) -> Result<String, Inexact> {
     Ok(out)
 }
 
+/// Whether a line is spelled as [`to_string`] spells it.
+pub fn is_canonical(line: &[u8]) -> bool {
+    let value = serde_json::from_slice::<Value>(line).ok();
+    let text = value.and_then(|value| to_string(&value).ok());
+    text.is_some_and(|text| text.as_bytes() == line)
+}
+
 fn write(value: &Value, out: &mut String) -> Result<(), Inexact> {
     match value {
         Value::Number(number) => {

@@ -95,7 +95,7 @@ enum Message {
     Durable(Box<Event>, Answer<()>),
     Denied(Denial),
     Checkpoint(Answer<String>),
-    Prune(i64, Answer<Option<u64>>),
+    Prune(i64, String, Answer<Option<u64>>),
     Part(Answer<Parted>),
     Stop,
 }
@@ -225,9 +225,11 @@ impl Journal {
         self.ask(Message::Checkpoint).await
     }
 
-    /// Removes whole segments that ended before this time; the first record that is left, if any went.
-    pub async fn prune(&self, before_ms: i64) -> Result<Option<u64>, Unavailable> {
-        self.ask(|answer| Message::Prune(before_ms, answer)).await
+    /// Removes whole segments that ended before this time, as the holder of this key wants it; the first record that is
+    /// left, if any went.
+    pub async fn prune(&self, before_ms: i64, key_id: &str) -> Result<Option<u64>, Unavailable> {
+        let by = key_id.to_owned();
+        self.ask(|answer| Message::Prune(before_ms, by, answer)).await
     }
 
     /// Writes and signs what has come, begins a new segment and closes the log, for another process to open it.
@@ -420,8 +422,10 @@ impl Writer {
             Message::Durable(event, answer) => self.waiting.push((*event, answer)),
             Message::Denied(denial) => self.kept.extend(self.fold.see(denial, crate::now_ms())),
             Message::Checkpoint(answer) => self.askers.push(answer),
-            Message::Prune(before_ms, answer) => {
-                let done = self.prune(before_ms).map_err(|error| Unavailable(error.to_string()));
+            Message::Prune(before_ms, by, answer) => {
+                let done = self
+                    .prune(before_ms, Some(&by))
+                    .map_err(|error| Unavailable(error.to_string()));
                 let _ = answer.send(done);
             }
             Message::Part(answer) => self.parting = Some(answer),
@@ -550,13 +554,13 @@ impl Writer {
             return;
         }
         self.pruned = Some(Instant::now());
-        if let Err(error) = self.prune(now_ms.saturating_sub(self.retention_ms)) {
+        if let Err(error) = self.prune(now_ms.saturating_sub(self.retention_ms), None) {
             tracing::error!(cause = %error, "expired audit records could not be removed");
         }
     }
 
-    fn prune(&mut self, before_ms: i64) -> io::Result<Option<u64>> {
-        let pruned = self.log.prune(before_ms);
+    fn prune(&mut self, before_ms: i64, by: Option<&str>) -> io::Result<Option<u64>> {
+        let pruned = self.log.prune(before_ms, by);
         self.take_back(0);
         pruned
     }
@@ -575,7 +579,7 @@ fn pass_on(inbox: &Receiver<Message>, to: &UnboundedSender<Passed>, shared: &Sha
             Message::Durable(event, answer) => to.send(Passed::Durable(event, answer)).is_ok(),
             Message::Denied(denial) => to.send(Passed::Denied(denial)).is_ok(),
             Message::Checkpoint(answer) => refuse(answer),
-            Message::Prune(_, answer) => refuse(answer),
+            Message::Prune(.., answer) => refuse(answer),
             Message::Part(answer) => refuse(answer),
             Message::Stop => return,
         };

@@ -368,8 +368,8 @@ impl Log {
 
     /// Removes whole segments whose records are all older than this; the first record that is left, if any went.
     ///
-    /// That they are gone is on record, and signed, before they go.
-    pub fn prune(&mut self, before_ms: i64) -> io::Result<Option<u64>> {
+    /// That they are gone is on record, and signed, before they go; so is the key of who wanted it, if anybody did.
+    pub fn prune(&mut self, before_ms: i64, by: Option<&str>) -> io::Result<Option<u64>> {
         let mut expired = Vec::new();
         for number in segment::numbers(&self.folder)? {
             if number >= self.segment || last_time(&segment::lines(&self.folder, number))? >= before_ms {
@@ -380,6 +380,9 @@ impl Log {
         let Some(last) = expired.last() else { return Ok(None) };
         let first = Head::read(&self.folder, last + 1)?.first;
         let mut event = Event::now(Kind::Prune);
+        if let Some(key_id) = by {
+            event = event.by(key_id);
+        }
         event.first = Some(first);
         event.to = Some(before_ms.min(event.at_ms));
         self.append(&[event])?;

@@ -17,7 +17,7 @@ use super::{
     segment::{self, Head, PUBLIC_KEY},
     tree::{Hash, Tree, includes, leaf},
 };
-use crate::auth::pepper::hex;
+use crate::auth::{caller, pepper::hex};
 
 /// One record and the path from it to a signed root: enough to prove it without showing another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,17 +86,32 @@ pub fn latest(folder: &Path, after: Option<u64>, limit: usize) -> io::Result<Vec
     Ok(found.into())
 }
 
-/// All records under a pseudonym.
-pub fn about(folder: &Path, pseudonym: &str) -> io::Result<Vec<Value>> {
+/// All records of somebody: those under their pseudonym, and what was done with their keys and names no person (operator
+/// acts, refusals).
+pub fn about(folder: &Path, pseudonym: Option<&str>, keys: &[String]) -> io::Result<Vec<Value>> {
     let mut found = Vec::new();
     let mut rows = Rows::open(folder, &segment::numbers(folder)?)?;
     while let Some(row) = rows.row()?.filter(|row| row.ended) {
         let record = serde_json::from_slice::<Value>(&row.bytes).unwrap_or_default();
-        if record["actor"]["psub"] == pseudonym {
+        let actor = |name: &str| record["actor"][name].as_str();
+        let theirs = match (actor("psub"), actor("key_id")) {
+            // A trusted key asks for other people, too.
+            (Some(person), _) => pseudonym == Some(person),
+            (None, Some(key)) => {
+                keys.iter().any(|id| id == key) || pseudonym.is_some_and(|person| is_holder(key, person))
+            }
+            (None, None) => false,
+        };
+        if theirs {
             found.push(record);
         }
     }
     Ok(found)
+}
+
+/// Whether this is what log and record call the person with this pseudonym as a holder of tokens.
+fn is_holder(id: &str, pseudonym: &str) -> bool {
+    caller::is_holder(id) && pseudonym.get(..16).is_some_and(|half| id.ends_with(half))
 }
 
 /// The operator acts that are recorded, by their ids in the outbox.

@@ -55,10 +55,18 @@ impl Head {
         }
     }
 
-    /// Reads a segment's head.
+    /// Reads a segment's head, which has one spelling.
     pub fn read(folder: &Path, number: u64) -> io::Result<Self> {
         let text = std::fs::read_to_string(head(folder, number))?;
-        serde_json::from_str(&text).map_err(io::Error::from)
+        let read: Self = serde_json::from_str(&text)?;
+        if serde_json::to_string(&read)? == text {
+            Ok(read)
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is not spelled as it was written",
+            ))
+        }
     }
 
     /// The frontier and the last line's hash; `None` if they are malformed.
@@ -90,11 +98,23 @@ pub fn notes(folder: &Path, number: u64) -> PathBuf {
 
 /// The numbers of the segments in a folder, the oldest first.
 pub fn numbers(folder: &Path) -> io::Result<Vec<u64>> {
+    those_with(folder, ".jsonl")
+}
+
+/// The numbers of the segments that have checkpoints of their own, the oldest first.
+pub fn noted(folder: &Path) -> io::Result<Vec<u64>> {
+    those_with(folder, ".notes")
+}
+
+/// A name that we would spell otherwise is not ours.
+fn those_with(folder: &Path, ending: &str) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".jsonl"));
-        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        let stem = name.to_str().and_then(|name| name.strip_suffix(ending));
+        let number = stem.and_then(|stem| Some((stem, stem.parse::<u64>().ok()?)));
+        let ours = number.filter(|(stem, number)| format!("{number:06}") == *stem);
+        numbers.extend(ours.map(|(_, number)| number));
     }
     numbers.sort_unstable();
     Ok(numbers)

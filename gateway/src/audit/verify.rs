@@ -9,6 +9,7 @@ use std::{fs, io, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    canonical::is_canonical,
     note::{self, Checkpoint, PublicKey},
     rows::{Row, Rows},
     segment::{self, Head, PUBLIC_KEY, chained},
@@ -180,6 +181,10 @@ struct Reader {
     before: u64,
     /// Records that an `audit.prune` says are gone.
     pruned: u64,
+    /// Whether no segment follows.
+    is_last: bool,
+    /// A later segment, of which only the checkpoints are there.
+    orphan: Option<u64>,
 }
 
 impl Reader {
@@ -197,21 +202,26 @@ impl Reader {
         if numbers.is_empty() && self.anchors.is_empty() {
             return unreadable(folder, "there is no journal");
         }
+        if let Some(last) = numbers.last() {
+            self.orphan = orphan(folder, *last).or_else(|error| unreadable(folder, error))?;
+        }
         for (place, number) in numbers.iter().enumerate() {
             if place > 0 && numbers[place - 1] + 1 != *number {
                 let reason = format!("segment {:06} is not there", numbers[place - 1] + 1);
                 return found(Verdict::Missing, Some(self.frontier.size()), reason);
             }
             self.begin(folder, *number, &key, place == 0)?;
-            let last = place + 1 == numbers.len();
+            self.is_last = place + 1 == numbers.len();
             let mut rows = Rows::open(folder, &numbers[place..])
                 .or_else(|error| unreadable(&segment::lines(folder, *number), error))?;
             while let Some(row) = rows.row().or_else(|error| unreadable(&rows.file(), error))? {
                 if row.segment != *number {
                     break;
                 }
-                if !row.ended && last {
-                    return self.end(row.bytes.len(), inquiry.from.is_some());
+                let file = segment::lines(folder, *number);
+                let torn = !row.ended && self.is_last;
+                if torn && rows.peek().or_else(|error| unreadable(&file, error))?.is_none() {
+                    return self.end(row.bytes.len(), inquiry.from);
                 }
                 let judged = self.row(&row, &mut rows);
                 judged.map_err(|(verdict, finding)| (verdict, finding.in_segment(*number, self.segment_first)))?;
@@ -220,7 +230,7 @@ impl Reader {
                 }
             }
         }
-        self.end(0, inquiry.from.is_some())
+        self.end(0, inquiry.from)
     }
 
     /// A segment begins: its head must continue what was read, or be signed itself.
@@ -232,6 +242,7 @@ impl Reader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return found(Verdict::Missing, Some(at), format!("{} is not there", file.display()));
             }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return unreadable(&file, error),
             Err(error) => return altered(at, format!("{}: {error}", file.display())),
         };
         let Some((frontier, prev)) = head.state() else {
@@ -291,7 +302,9 @@ impl Reader {
     /// One line: it must be in its place, and follow the one before.
     fn row(&mut self, row: &Row, rows: &mut Rows) -> Found {
         let at = self.frontier.size();
-        let Some(line) = Line::read(&row.bytes).filter(|_| row.ended) else {
+        // Of what follows the last checkpoint, nothing signed says that it was written so.
+        let vouched = !self.is_last || !self.own.is_empty() || !self.anchors.is_empty();
+        let Some(line) = Line::read(&row.bytes).filter(|_| row.ended && (vouched || is_canonical(&row.bytes))) else {
             return altered(at, "it is no record");
         };
         if line.seq != at || note::unhex(&line.prev) != Some(self.prev) {
@@ -390,7 +403,7 @@ impl Reader {
     }
 
     /// Nothing follows: everything that was signed must have come.
-    fn end(&mut self, torn: usize, from_the_middle: bool) -> Found {
+    fn end(&mut self, torn: usize, from: Option<u64>) -> Found {
         let at = self.frontier.size();
         let own = self.own.first().map(|checkpoint| checkpoint.size);
         if let Some(size) = own {
@@ -404,7 +417,15 @@ impl Reader {
             let reason = format!("an anchor counts {} records, {at} are there", anchor.size);
             return found(Verdict::Missing, Some(at), reason);
         }
-        if !from_the_middle && self.first > self.pruned {
+        if let Some(orphan) = self.orphan {
+            let reason = format!("{orphan:06}.notes is there, and {orphan:06}.jsonl is not");
+            return found(Verdict::Missing, Some(at), reason);
+        }
+        if let Some(from) = from.filter(|from| *from > at) {
+            let reason = format!("record {from} was to be the first, {at} are there");
+            return found(Verdict::Missing, Some(at), reason);
+        }
+        if from.is_none() && self.first > self.pruned {
             let reason = format!(
                 "the records before {} are gone, and no record says that they expired",
                 self.first
@@ -447,6 +468,17 @@ fn starting_at(folder: &Path, numbers: &[u64], from: Option<u64>) -> Vec<u64> {
         |number: &u64| Head::read(folder, *number).is_ok_and(|head| head.first <= from && head.state().is_some());
     let start = numbers.iter().rposition(holds).unwrap_or(0);
     numbers[start..].to_vec()
+}
+
+/// A segment behind the last one whose checkpoints are there and whose lines are gone.
+fn orphan(folder: &Path, last: u64) -> io::Result<Option<u64>> {
+    for number in segment::noted(folder)?.into_iter().filter(|number| *number > last) {
+        let text = fs::read(segment::notes(folder, number))?;
+        if !note::split(&String::from_utf8_lossy(&text)).0.is_empty() {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
 }
 
 /// The checkpoints in a file, the nearest last.

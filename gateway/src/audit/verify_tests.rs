@@ -358,8 +358,8 @@ fn a_part_can_be_verified_alone() {
 fn after_pruning_what_is_left_verifies_and_what_went_is_on_record() {
     let journal = Journal::new();
     let (mut log, _) = open(journal.home.path());
-    assert_eq!(log.prune(0).unwrap(), None);
-    assert_eq!(log.prune(i64::MAX).unwrap(), Some(70));
+    assert_eq!(log.prune(0, None).unwrap(), None);
+    assert_eq!(log.prune(i64::MAX, None).unwrap(), Some(70));
     drop(log);
     let report = journal.against(&journal.anchors.concat());
     expect(&report, Verdict::Intact, None);

@@ -98,7 +98,8 @@ pub async fn recognise(credential: &str, state: &AppState) -> Result<Identity, A
 pub fn still_good(identity: &Identity, state: &AppState) -> Result<(), ApiError> {
     match &state.tokens {
         Some(tokens) if is_holder(&identity.id) => {
-            if !tokens.are_taken(&identity.id, identity.created_at_ms) {
+            let subject = identity.owner.as_deref().unwrap_or_default();
+            if !are_taken(tokens, (&identity.id, subject), identity.created_at_ms, state) {
                 return Err(ApiError::TokenRefused(jwt::Refused::Revoked));
             }
         }
@@ -120,11 +121,36 @@ pub fn is_holder(id: &str) -> bool {
 /// What log, books and record call a holder of tokens, who is named as the issuer does: the pseudonym that the record
 /// knows the person by.
 pub async fn holder_id(subject: &str, state: &AppState) -> Result<String, ApiError> {
-    let pseudonym = match state.audit.subjects() {
-        Some(subjects) => subjects.pseudonym(subject).await?,
-        None => state.keyring.hmac(&format!("token of {subject}")),
-    };
-    Ok(format!("{HOLDER}{}", &pseudonym[..16]))
+    match state.audit.subjects() {
+        Some(subjects) => Ok(called(&subjects.pseudonym(subject).await?)),
+        None => Ok(lasting_id(subject, state)),
+    }
+}
+
+/// Keeps somebody who was cut off cut off when their pseudonym, which is theirs until now, is destroyed. Only memory knows
+/// of it, and only until the next start; by then their tokens are mostly over.
+pub fn outlasts_erasure(subject: &str, pseudonym: &str, state: &AppState) {
+    if let Some(tokens) = &state.tokens {
+        tokens
+            .revoked
+            .carry_over(&called(pseudonym), &lasting_id(subject, state));
+    }
+}
+
+/// What a holder is called where nothing is recorded. It can be made anew as long as there is the pepper, so no file may
+/// hold it of whom the record knows.
+fn lasting_id(subject: &str, state: &AppState) -> String {
+    called(&state.keyring.hmac(&format!("token of {subject}")))
+}
+
+fn called(pseudonym: &str) -> String {
+    format!("{HOLDER}{}", &pseudonym[..16])
+}
+
+/// Whether a holder's token is still taken, by what the holder is called and the subject's name.
+fn are_taken(tokens: &jwt::Tokens, (id, subject): (&str, &str), issued_at_ms: i64, state: &AppState) -> bool {
+    let lasting = lasting_id(subject, state);
+    [id, &lasting].iter().all(|id| tokens.are_taken(id, issued_at_ms))
 }
 
 /// The holder of a good token, in the terms of a key. Its id is the pseudonym that the record knows the person by: log
@@ -132,7 +158,7 @@ pub async fn holder_id(subject: &str, state: &AppState) -> Result<String, ApiErr
 async fn holder(token: &str, tokens: &jwt::Tokens, state: &AppState) -> Result<Identity, ApiError> {
     let holder = tokens.verify(token).await.map_err(ApiError::TokenRefused)?;
     let id = holder_id(&holder.subject, state).await?;
-    if !tokens.are_taken(&id, holder.issued_at_ms) {
+    if !are_taken(tokens, (&id, &holder.subject), holder.issued_at_ms, state) {
         return Err(ApiError::TokenRefused(jwt::Refused::Revoked));
     }
     Ok(Identity::of(KeyView {

@@ -239,6 +239,15 @@ impl Keyring {
         views
     }
 
+    /// The public ids of the keys that somebody holds, revoked and expired ones among them: by the name of their owner, or
+    /// by the key's own id where it has none.
+    pub fn of(&self, subject: &str) -> Vec<String> {
+        let keys = self.by_id.load();
+        let held = keys.values().map(|held| &held.view);
+        let theirs = held.filter(|view| view.owner.as_deref().unwrap_or(&view.id) == subject);
+        theirs.map(|view| view.id.clone()).collect()
+    }
+
     /// One key without its secret.
     pub fn show(&self, id: &str) -> Option<KeyView> {
         self.by_id.load().get(id).map(Held::shown)

@@ -1,7 +1,7 @@
 //! Holders of tokens who were cut off: what was issued to them until then is not taken any more.
 //!
 //! No request waits for the database, of which this is a copy. It names nobody: a holder is known by the pseudonym that
-//! log, books and record know them by, and whoever is erased from those begins anew here, too.
+//! log, books and record know them by. Whoever is erased from those is known to memory alone until the next start.
 
 use std::collections::HashMap;
 
@@ -35,12 +35,23 @@ impl Revoked {
         let revoked = Event::now(Kind::TokenRevoke).on(Object::key(id));
         by.sign(&mut transaction, revoked).await?;
         transaction.commit().await?;
+        self.remember(id, at_ms);
+        Ok(at_ms)
+    }
+
+    /// Takes one holder for cut off since another was, if they were; no file knows of it.
+    pub fn carry_over(&self, from: &str, to: &str) {
+        if let Some(at_ms) = self.since(from) {
+            self.remember(to, at_ms);
+        }
+    }
+
+    fn remember(&self, id: &str, at_ms: i64) {
         self.0.rcu(|held| {
             let mut held = HashMap::clone(held);
             held.insert(id.to_owned(), at_ms);
             held
         });
-        Ok(at_ms)
     }
 
     /// Since when a holder is cut off, in Unix milliseconds, if they are.

@@ -389,14 +389,16 @@ async fn expired_segments_go_as_a_whole_and_what_is_left_verifies() {
     };
     assert_eq!(prune(3600).await["first"], Value::Null);
     let first = prune(0).await["first"].as_u64().unwrap();
+    let operator = hive.admin[4..12].to_owned();
     assert!(first > 0 && segments() < before);
     hive.key(&["infer"]).await;
     let hive = hive.again(&settings).await;
     let left = ends_intact(hive).await;
     assert_eq!(left[0]["seq"], first);
-    assert!(
-        left.iter()
-            .any(|record| record["kind"] == "audit.prune" && record["first"] == first)
+    let pruned = left.iter().find(|record| record["kind"] == "audit.prune").unwrap();
+    assert_eq!(
+        (&pruned["first"], &pruned["actor"]["key_id"]),
+        (&json!(first), &json!(operator))
     );
 }
 
@@ -467,11 +469,27 @@ async fn an_erased_person_is_in_no_file_and_the_journal_verifies() {
             .json(&body)
     };
     let export = async || Reply::to(post("export", json!({"subject": person}))).await.json().await;
+    let theirs = own["key"].as_str().unwrap();
+    let wish = hive
+        .http
+        .get(format!("{}/control/v1/keys", hive.control))
+        .bearer_auth(theirs);
+    Reply::to(wish).await.refused(403, "insufficient_scope").await;
+    recorded(&hive, "the refusal is recorded", |record| {
+        record["kind"] == "auth.fail" && record["actor"]["key_id"] == own["id"]
+    })
+    .await;
     let found = export().await;
+    let kinds: Vec<_> = found["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| &record["kind"])
+        .collect();
     assert_eq!(
-        found["records"].as_array().unwrap().len(),
-        4,
-        "two starts and two ends: {found}"
+        kinds,
+        ["req.start", "req.end", "req.start", "req.end", "auth.fail"],
+        "what they asked for by another's key, and what was done with their own: {found}"
     );
     let erase = post("erase", json!({"subject": person, "ticket": "T-1"}));
     assert_eq!(Reply::to(erase).await.json().await, json!({"erased": true}));

@@ -1,5 +1,6 @@
 //! How a worker gets in: single-use tokens, the dial-back, epochs, and ids that somebody holds already.
 
+use gateway::auth::api_key;
 use serde_json::{Value, json};
 
 use crate::{
@@ -177,6 +178,11 @@ async fn a_registration_that_makes_no_sense_is_refused() {
         ("model", json!("a b")),
         ("state", json!("dancing")),
         ("url", json!("here")),
+        ("host", json!("a\nb")),
+        ("host", json!("\u{202e}b")),
+        ("device", json!("\u{1b}]0;x\u{7}")),
+        ("version", json!("1".repeat(254))),
+        ("id", json!(api_key::generate())),
     ] {
         let mut odd = registration("a", &server);
         odd[field] = value;

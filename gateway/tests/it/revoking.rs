@@ -166,6 +166,17 @@ async fn a_holders_tokens_are_revoked_at_once_and_for_good_with_what_runs() {
         "{by_name}"
     );
     lists(&hive, &bobs).await.refused(401, "invalid_api_key").await;
+    // Erased, under a pseudonym that nobody has seen, they are still cut off, and let in by a new token.
+    let erase = hive
+        .on_control("POST", "/control/v1/audit/erase")
+        .json(&json!({"subject": "bob"}));
+    assert_eq!(Reply::to(erase).await.json().await["erased"], true);
+    lists(&hive, &bobs).await.refused(401, "invalid_api_key").await;
+    eventually("a new token is good after an erasure", async || {
+        let new = token("bob", now());
+        (lists(&hive, &new).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -195,3 +195,18 @@ async fn version_and_help_need_no_home() {
         assert!(String::from_utf8(output.stdout).unwrap().contains("hive-gateway"));
     }
 }
+
+#[tokio::test]
+async fn a_plane_that_others_reach_without_tls_is_warned_of() {
+    let hive = Hive::start().await;
+    assert!(!hive.log().contains("not encrypted"), "loopback needs none");
+    // Nobody's address (RFC 5737), so nobody can be reached there.
+    let public = ["--listen", "192.0.2.1:0", "--control-listen", "127.0.0.1:0"];
+    let said = fails(&new_home(), &public, &[], 1).await;
+    let warning = said.lines().find(|line| line.contains("not encrypted")).unwrap();
+    assert!(
+        warning.contains(r#""section":"server""#) && warning.contains("tls_cert"),
+        "{warning}"
+    );
+    assert!(said.contains("cannot listen on 192.0.2.1"), "{said}");
+}

@@ -28,6 +28,8 @@ use crate::{
 const GLANCE: Duration = Duration::from_millis(500);
 /// The exit code of `verify` for a journal or proof that cannot be read.
 const UNREADABLE: u8 = 4;
+/// The exit code of `verify` for wrong flags.
+const USAGE: u8 = 64;
 
 /// Runs one `audit` command.
 pub async fn run(
@@ -110,6 +112,10 @@ async fn tail(lines: u32, follow: bool, config: &Config, output: &Output) -> Res
 }
 
 async fn verified(args: &Verify, config: &Config, output: &Output) -> Result<(), Failure> {
+    if args.from.zip(args.to).is_some_and(|(from, to)| from > to) {
+        let next = "name the first record and the last in their order";
+        return Err(Failure::relayed(USAGE, "--from is beyond --to", next));
+    }
     let folder = args.dir.clone().unwrap_or_else(|| journal(config));
     // A running gateway signs once a second; what it has just written need not wait for that.
     let mut refused = None;

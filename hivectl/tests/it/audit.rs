@@ -371,7 +371,7 @@ mod both_verifiers {
                 "pruned",
                 Box::new(|folder| {
                     let (mut log, _) = open(folder);
-                    assert_eq!(log.prune(i64::MAX).unwrap(), Some(71));
+                    assert_eq!(log.prune(i64::MAX, None).unwrap(), Some(71));
                 }),
                 0,
             ),
@@ -425,6 +425,109 @@ mod both_verifiers {
             1
         );
         assert_eq!(in_python(&folder, &["--everything"]).0, 64);
+    }
+
+    #[test]
+    fn they_agree_on_what_one_reader_takes_and_another_does_not() {
+        let rename =
+            |to: &'static str| move |folder: &Path| fs::rename(folder.join("000003.jsonl"), folder.join(to)).unwrap();
+        let spelled = |name: &'static str, spell: fn(&str) -> String| {
+            move |folder: &Path| {
+                let file = folder.join(name);
+                fs::write(&file, spell(&fs::read_to_string(&file).unwrap())).unwrap();
+            }
+        };
+        // A record that follows the last checkpoint in its right place, and then is spelled otherwise.
+        let tail = |end: &'static str| {
+            move |folder: &Path| {
+                open(folder).0.append(&[Event::now(Kind::Gap)]).unwrap();
+                let file = folder.join("000003.jsonl");
+                let text = fs::read_to_string(&file).unwrap();
+                fs::write(&file, format!("{}{end}\n", text.strip_suffix("}\n").unwrap())).unwrap();
+            }
+        };
+        let deep: &'static str = format!(",\"w\":{}{}}}", "[".repeat(500), "]".repeat(500)).leak();
+        let tamperings: Vec<Tampering<'_>> = vec![
+            (
+                "no lines",
+                Box::new(|folder| fs::remove_file(folder.join("000003.jsonl")).unwrap()),
+                2,
+            ),
+            ("a sign before its number", Box::new(rename("+3.jsonl")), 2),
+            ("a short number", Box::new(rename("3.jsonl")), 2),
+            ("a long number", Box::new(rename("0000003.jsonl")), 2),
+            ("digits of another script", Box::new(rename("00000\u{663}.jsonl")), 2),
+            (
+                "a signature that is no ASCII",
+                Box::new(spelled("000002.notes", |text| text.replacen("A", "\u{c4}", 1))),
+                1,
+            ),
+            (
+                "a signature with other spare bits",
+                Box::new(spelled("000002.notes", |text| {
+                    // Two of the last digit's bits are none of the signature's.
+                    let digit = text.rfind("=\n").unwrap() - 1;
+                    let other = char::from(text.as_bytes()[digit] + 1);
+                    format!("{}{other}{}", &text[..digit], &text[digit + 1..])
+                })),
+                1,
+            ),
+            (
+                "a line that ends otherwise in a checkpoint",
+                Box::new(spelled("000002.notes", |text| {
+                    text.replacen("\n\u{2014}", "\u{2028}\u{2014}", 1)
+                })),
+                1,
+            ),
+            (
+                "a head with more",
+                Box::new(spelled("000002.head", |text| text.replacen('{', "{\"x\":NaN,", 1))),
+                1,
+            ),
+            (
+                "a head with a space",
+                Box::new(spelled("000002.head", |text| text.replacen(':', ": ", 1))),
+                1,
+            ),
+            (
+                "a line as long as a file",
+                Box::new(spelled("000003.jsonl", |text| {
+                    format!("{{\"x\":\"{}\"}}\n{text}", "x".repeat(1 << 20))
+                })),
+                1,
+            ),
+            ("one more record", Box::new(tail("}")), 3),
+            ("a number that is none", Box::new(tail(",\"w\":NaN}")), 1),
+            ("a fraction", Box::new(tail(",\"w\":1.5}")), 1),
+            ("a number too large", Box::new(tail(",\"w\":9007199254740992}")), 1),
+            ("a name twice", Box::new(tail(",\"seq\":0}")), 1),
+            ("names in another order", Box::new(tail(",\"a\":0}")), 1),
+            ("half a surrogate pair", Box::new(tail(",\"w\":\"\\ud800\"}")), 1),
+            ("a needless escape", Box::new(tail(",\"w\":\"\\u0041\"}")), 1),
+            ("a space", Box::new(tail(" }")), 1),
+            ("deep", Box::new(tail(deep)), 1),
+        ];
+        for (what, tamper, code) in tamperings {
+            let house = House::new();
+            let folder = journal(&house);
+            tamper(&folder);
+            assert_eq!(agree(what, &house, &folder, &[]), code, "{what}");
+            let anchors = house.path("anchors");
+            agree(what, &house, &folder, &["--anchors", anchors.to_str().unwrap()]);
+        }
+        let house = House::new();
+        let folder = journal(&house);
+        let text = fs::read_to_string(house.path("anchors")).unwrap();
+        let file = house.file("other ends", &text.replace('\n', "\r\n"));
+        assert_eq!(
+            agree("anchors with other ends", &house, &folder, &["--anchors", &file]),
+            4
+        );
+        // Who goes on from where they stopped is not told that all is well when less is left.
+        assert_eq!(agree("as far as it goes", &house, &folder, &["--from", "102"]), 0);
+        assert_eq!(agree("beyond its end", &house, &folder, &["--from", "103"]), 2);
+        verify(&house, &folder, &["--from", "5", "--to", "3"]).expect(64);
+        assert_eq!(in_python(&folder, &["--from", "5", "--to", "3"]).0, 64);
     }
 
     #[test]

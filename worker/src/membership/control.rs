@@ -165,6 +165,6 @@ fn host_name() -> String {
         .iter()
         .find_map(|path| std::fs::read_to_string(path).ok());
     name.map(|name| name.trim().to_owned())
-        .filter(|name| !name.is_empty())
+        .filter(|name| (1..=253).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic()))
         .unwrap_or_else(|| "localhost".to_owned())
 }
