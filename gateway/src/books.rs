@@ -61,6 +61,8 @@ pub struct Entry {
     pub reservation: Option<Reservation>,
     /// Tokens that its prompt has by our guess, which holds where nobody counts them.
     pub prompt_guess: u64,
+    /// Whether anybody was known to serve its model when it was admitted: a name that only the client knows is no label.
+    pub is_known_model: bool,
     /// What OpenTelemetry is told of it, if anything.
     span: Option<Span>,
     /// An operator wants the request to end.
@@ -123,6 +125,7 @@ impl Books {
             books: self.clone(),
             reservation: None,
             prompt_guess: 0,
+            is_known_model: false,
             span: None,
             cancel,
             journal: None,
@@ -302,7 +305,7 @@ impl Drop for Entry {
             let tokens = [self.view.prompt_tokens, self.view.completion_tokens];
             reservation.used(tokens.into_iter().flatten().map(i64::unsigned_abs).sum());
         }
-        metrics::settled(&self.view);
+        metrics::settled(&self.view, self.is_known_model);
         if let Some(span) = self.span.take() {
             span.end(&self.view);
         }

@@ -38,6 +38,9 @@ const AUDIT_FAILING: &str = "hive_audit_failing";
 const AUDIT_SIGNED: &str = "hive_audit_signed_records";
 const UNANCHORED: &str = "hive_audit_unanchored_seconds";
 
+/// The label of all models that nobody was known to serve.
+const UNKNOWN: &str = "unknown";
+
 /// Every metric there is.
 pub const NAMES: [&str; 27] = [
     REQUESTS,
@@ -167,13 +170,9 @@ pub fn render(hive: &Hive) -> String {
     hive.metrics.render()
 }
 
-/// A request has ended.
-pub fn settled(request: &RequestView) {
-    // A name that nobody serves is the client's to choose, so it is no label.
-    let model = match request.error.as_deref() {
-        Some("model_not_found") => "unknown".to_owned(),
-        _ => request.model.clone(),
-    };
+/// A request has ended; its model is a label only if it is known, for any other name is the client's to choose.
+pub fn settled(request: &RequestView, is_known_model: bool) {
+    let model = if is_known_model { request.model.as_str() } else { UNKNOWN }.to_owned();
     counter!(REQUESTS, "model" => model.clone(), "state" => request.state.as_str()).increment(1);
     for (kind, tokens) in [
         ("prompt", request.prompt_tokens),

@@ -41,7 +41,9 @@ pub fn admit(
     if !identity.may_call(model) {
         return Err(ApiError::ModelNotAllowed(model.to_string()));
     }
-    let context = state.dispatcher.model(model).and_then(|view| view.facts.context_length);
+    let known = state.dispatcher.model(model);
+    let is_known_model = known.is_some();
+    let context = known.and_then(|view| view.facts.context_length);
     let prompt = limits::estimate(bytes).min(context.map_or(USUAL_CONTEXT, u64::from));
     let (tokens, unsure) = match answer {
         Some(most) => (prompt + u64::from(most), 0),
@@ -52,6 +54,7 @@ pub fn admit(
     let mut entry = state.books.admit(id, &identity.id, model.as_str());
     entry.reservation = reservation;
     entry.prompt_guess = prompt;
+    entry.is_known_model = is_known_model;
     // Only now: a key that is revoked from here on finds the entry, and ends it.
     still_good(identity, state)?;
     Ok(Admitted {

@@ -163,6 +163,14 @@ async fn no_client_can_make_a_label_and_no_secret_is_one() {
             .refused(404, "model_not_found")
             .await;
     }
+    for number in 0..20 {
+        let hurried = hive
+            .chat(&format!("made-up-{number}"))
+            .header("x-hive-deadline-ms", "1")
+            .send()
+            .await;
+        assert!(hurried.status >= 400, "{}", hurried.status);
+    }
     Reply::to(hive.stranger("GET", "/v1/models").bearer_auth("hvk_junk"))
         .await
         .refused(401, "invalid_api_key")
@@ -182,7 +190,7 @@ async fn no_client_can_make_a_label_and_no_secret_is_one() {
     let text = metrics(&hive).await;
     assert_eq!(
         value(&text, r#"hive_requests_total{model="unknown",state="failed"}"#),
-        Some(5.0),
+        Some(25.0),
         "{text}"
     );
     assert_eq!(
