@@ -8,7 +8,7 @@ mod timed;
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -27,6 +27,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -67,6 +68,8 @@ struct Gate {
     by_address: Mutex<HashMap<IpAddr, usize>>,
     most: usize,
     most_per_address: usize,
+    /// Whose connections are counted by the sum alone.
+    proxies: Vec<IpNet>,
 }
 
 impl Limits {
@@ -77,6 +80,7 @@ impl Limits {
             by_address: Mutex::default(),
             most: server.max_connections,
             most_per_address: server.max_connections_per_address,
+            proxies: server.trusted_proxies.clone(),
         };
         Self {
             head: server.head_timeout,
@@ -380,6 +384,20 @@ fn normalise(uri: &mut Uri) {
 
 // === Connections counted ===
 
+impl Gate {
+    /// What connections from there are counted under, if they are: whoever has one IPv6 address has all of its network.
+    fn counted(&self, address: IpAddr) -> Option<IpAddr> {
+        let address = address.to_canonical();
+        if address.is_loopback() || self.proxies.iter().any(|net| net.contains(&address)) {
+            return None;
+        }
+        Some(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(of_64) => Ipv6Addr::from_bits(of_64.to_bits() & !u128::from(u64::MAX)).into(),
+        })
+    }
+}
+
 /// A connection's place under the limits.
 struct Pass {
     gate: Arc<Gate>,
@@ -396,7 +414,7 @@ impl Pass {
             gate: gate.clone(),
             address: None,
         };
-        if !address.to_canonical().is_loopback() {
+        if let Some(address) = gate.counted(address) {
             let mut by_address = gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
             let count = by_address.entry(address).or_default();
             if *count >= gate.most_per_address {
@@ -470,5 +488,28 @@ mod tests {
         drop(other);
         assert!(Pass::take(&gate, far).is_some());
         assert!(gate.by_address.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn proxies_are_not_counted_and_ipv6_is_by_its_network() {
+        let server = config::Server {
+            trusted_proxies: vec!["10.0.0.0/30".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()],
+            ..config::Server::default()
+        };
+        let gate = Limits::new(&server, &config::Relay::default()).gate;
+        for (address, counted) in [
+            ("10.0.0.3", None),
+            ("::ffff:10.0.0.3", None),
+            ("10.0.0.4", Some("10.0.0.4")),
+            ("::ffff:10.0.0.4", Some("10.0.0.4")),
+            ("2001:db8:1::7", None),
+            ("2001:db8:2::7", Some("2001:db8:2::")),
+            ("2001:db8:2:0:8000::1", Some("2001:db8:2::")),
+            ("2001:db8:2:1::7", Some("2001:db8:2:1::")),
+            ("::1", None),
+        ] {
+            let counted = counted.map(|address: &str| address.parse().unwrap());
+            assert_eq!(gate.counted(address.parse().unwrap()), counted, "{address}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use axum::http::Uri;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{credential, duration};
@@ -21,10 +22,12 @@ pub struct Server {
     pub threads: usize,
     /// Host names beyond the loopback ones that the `Host` header may hold on a loopback bind.
     pub allowed_hosts: Vec<String>,
-    /// Connections at once.
+    /// Connections at once, of each plane.
     pub max_connections: usize,
-    /// Connections at once from one address that is not loopback.
+    /// Connections at once from one IPv4 address or one IPv6 network of 64 bits, other than loopback and proxies.
     pub max_connections_per_address: usize,
+    /// Networks of the proxies before it: many people come from each of their addresses.
+    pub trusted_proxies: Vec<IpNet>,
     /// Silence before the first byte of a connection, and time for a request's head.
     #[serde(deserialize_with = "duration")]
     pub head_timeout: Duration,
@@ -65,6 +68,7 @@ impl Default for Server {
             allowed_hosts: Vec::new(),
             max_connections: 10_000,
             max_connections_per_address: 256,
+            trusted_proxies: Vec::new(),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
@@ -122,6 +126,10 @@ pub(super) fn faults(server: &Server, control: &Control) -> Vec<String> {
         "server.max_connections_per_address: must be at least 1",
     );
     need(
+        server.trusted_proxies.iter().all(|net| net.prefix_len() > 0),
+        "server.trusted_proxies: a network of all addresses leaves no limit; name the proxies, or raise server.max_connections_per_address",
+    );
+    need(
         !server.head_timeout.is_zero(),
         "server.head_timeout: must be longer than 0s",
     );
@@ -162,6 +170,15 @@ pub(super) fn faults(server: &Server, control: &Control) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::{super::parse, Control};
+
+    #[test]
+    fn proxies_are_some_networks_and_not_all_addresses() {
+        let of = |net: &str| parse(&format!("[server]\ntrusted_proxies = [\"{net}\"]"), None, &[]);
+        assert!(of("10.0.0.3").is_err(), "a network has a length");
+        assert!(of("10.0.0.3/32").unwrap().validate().is_ok());
+        let error = of("0.0.0.0/0").unwrap().validate().unwrap_err().to_string();
+        assert!(error.contains("server.trusted_proxies"), "{error}");
+    }
 
     #[test]
     fn the_control_plane_answers_for_the_name_it_advertises() {
