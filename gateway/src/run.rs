@@ -150,11 +150,13 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
         ))
     };
     let states = data.iter().map(|_| state()).collect::<Result<Vec<_>, _>>()?;
-    let limits = server::Limits::new(&hive.config.server, &hive.config.relay);
+    // Strangers who take every connection of one plane do not shut the other.
+    let limits = || server::Limits::new(&hive.config.server, &hive.config.relay);
+    let data_limits = limits();
     let state = state()?;
     let app = router::control_plane(state.clone());
     // It outlives the data plane's drain: workers that are not heard of any more would count as lost.
-    let mut control = Plane::new(control, control_tls.clone(), app, limits.clone());
+    let mut control = Plane::new(control, control_tls.clone(), app, limits());
     let predecessor = match inheritance.take() {
         Some(inheritance) => Some(inheritance.settle(hive.clone()).await?),
         None => None,
@@ -166,7 +168,7 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
     )
     .map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
     for ((number, state), listener) in states.into_iter().enumerate().zip(&data) {
-        data_thread(number, listener.try_clone()?, data_tls.clone(), state, limits.clone())?;
+        data_thread(number, listener.try_clone()?, data_tls.clone(), state, data_limits.clone())?;
     }
     control.open()?;
     let background = [

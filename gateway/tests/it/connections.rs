@@ -151,6 +151,8 @@ async fn connections_beyond_the_most_are_closed_and_places_come_free_again() {
     let mut answer = Vec::new();
     let _reset = soon("the fifth is closed", surplus.read_to_end(&mut answer)).await;
     assert_eq!(answer, b"");
+    let looked = Reply::to(hive.on_control("GET", "/control/v1/workers")).await;
+    assert_eq!(looked.status, 200, "the other plane is open");
     drop(held);
     crate::harness::eventually("a place is free", async || {
         let mut stream = hive.connect().await;
