@@ -326,9 +326,17 @@ fn data_thread(
 
 async fn sweep(hive: Arc<Hive>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut upkeep = tokio::time::interval(Duration::from_secs(5));
     let mut evictions = Evictions::default();
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = upkeep.tick() => {
+                // Samples of histograms are kept one by one until somebody reads them, or this.
+                hive.metrics.run_upkeep();
+                continue;
+            }
+        }
         // mimalloc gives back what was freed only when it takes or frees a page, which it seldom does in a gateway at
         // rest: that would stay as large as its busiest moment.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(4 * 1024 * 1024)));
