@@ -5,7 +5,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -37,6 +40,8 @@ const BATCH: usize = 512;
 pub struct Books {
     writer: mpsc::UnboundedSender<Posting>,
     running: Arc<Mutex<HashMap<String, Running>>>,
+    /// Requests that have ended and whose rows do not say so yet.
+    unwritten: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -90,10 +95,12 @@ impl Books {
     /// Opens the books and starts their writer on this runtime; it ends when the last handle is dropped.
     pub fn open(db: SqlitePool) -> Self {
         let (writer, postings) = mpsc::unbounded_channel();
-        tokio::spawn(write(db, postings));
+        let unwritten = Arc::<AtomicUsize>::default();
+        tokio::spawn(write(db, postings, unwritten.clone()));
         Self {
             writer,
             running: Arc::default(),
+            unwritten,
         }
     }
 
@@ -163,6 +170,11 @@ impl Books {
         if self.writer.send(Posting::Flush(done)).is_ok() {
             let _ = tokio::time::timeout(Duration::from_secs(6), written).await;
         }
+    }
+
+    /// Requests that have ended and that the database does not know about.
+    pub fn unwritten(&self) -> usize {
+        self.unwritten.load(Ordering::Relaxed)
     }
 
     fn post(&self, view: &RequestView) {
@@ -310,6 +322,7 @@ impl Drop for Entry {
             span.end(&self.view);
         }
         self.books.lock().remove(&self.view.id);
+        self.books.unwritten.fetch_add(1, Ordering::Relaxed);
         self.books.post(&self.view);
         if let Some(journal) = self.journal.take() {
             journal.record(self.ending());
@@ -321,7 +334,7 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-async fn write(db: SqlitePool, mut postings: mpsc::UnboundedReceiver<Posting>) {
+async fn write(db: SqlitePool, mut postings: mpsc::UnboundedReceiver<Posting>, unwritten: Arc<AtomicUsize>) {
     let mut waiting: Vec<RequestView> = Vec::new();
     let mut incoming = Vec::with_capacity(BATCH);
     let mut dropped = 0_u64;
@@ -336,6 +349,8 @@ async fn write(db: SqlitePool, mut postings: mpsc::UnboundedReceiver<Posting>) {
         }
         match write_batch(&db, &waiting).await {
             Ok(()) => {
+                let ended = waiting.iter().filter(|view| view.total_ms.is_some()).count();
+                unwritten.fetch_sub(ended, Ordering::Relaxed);
                 waiting.clear();
                 if dropped > 0 {
                     tracing::error!(

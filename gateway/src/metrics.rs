@@ -172,7 +172,12 @@ pub fn render(hive: &Hive) -> String {
 
 /// A request has ended; its model is a label only if it is known, for any other name is the client's to choose.
 pub fn settled(request: &RequestView, is_known_model: bool) {
-    let model = if is_known_model { request.model.as_str() } else { UNKNOWN }.to_owned();
+    let model = if is_known_model {
+        request.model.as_str()
+    } else {
+        UNKNOWN
+    }
+    .to_owned();
     counter!(REQUESTS, "model" => model.clone(), "state" => request.state.as_str()).increment(1);
     for (kind, tokens) in [
         ("prompt", request.prompt_tokens),

@@ -101,13 +101,16 @@ pub fn run(home: PathBuf, config: Config, take_over: Option<ListenFd>) -> Result
         .worker_threads(2)
         .enable_all()
         .build()?;
-    background.block_on(async {
+    let outcome = background.block_on(async {
         let outcome = live(home, config, &mut inheritance).await;
         if let (Err(error), Some(inheritance)) = (&outcome, &mut inheritance) {
             inheritance.refuse(&crate::error::chain(error)).await;
         }
         outcome
-    })
+    });
+    // A thread that hangs on a disk is not waited for.
+    background.shutdown_background();
+    outcome
 }
 
 /// Whoever is on the way may read what is not encrypted.
@@ -143,34 +146,27 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
     let data_tls = open_tls("data", server.tls_cert.as_deref(), server.tls_key.as_deref())?;
     let control_tls = open_tls("control", plane.tls_cert.as_deref(), plane.tls_key.as_deref())?;
     let hive = Arc::new(open(home, config, inheritance.as_mut()).await?);
-    let state = || {
-        Ok::<_, RunError>(AppState::new(
-            hive.clone(),
-            Upstream::new(&hive.config.relay, hive.resolver.clone())?,
-        ))
-    };
-    let states = data.iter().map(|_| state()).collect::<Result<Vec<_>, _>>()?;
-    // Strangers who take every connection of one plane do not shut the other.
-    let limits = || server::Limits::new(&hive.config.server, &hive.config.relay);
-    let data_limits = limits();
-    let state = state()?;
+    let state = state(&hive)?;
     let app = router::control_plane(state.clone());
     // It outlives the data plane's drain: workers that are not heard of any more would count as lost.
-    let mut control = Plane::new(control, control_tls.clone(), app, limits());
-    let predecessor = match inheritance.take() {
-        Some(inheritance) => Some(inheritance.settle(hive.clone()).await?),
-        None => None,
-    };
-    let mut mark = RunMark::write(
+    let mut control = Plane::new(control, control_tls.clone(), app, limits(&hive));
+    // All that can fail comes first: whoever takes over is the only gateway as soon as it is told to go.
+    let at_home = |error| RunError::Home(hive.home.display().to_string(), error);
+    let mut mark = RunMark::prepare(
         &hive.home,
         (&data[0], data_tls.is_some()),
         (&control.sockets()[0], control_tls.is_some()),
     )
-    .map_err(|e| RunError::Home(hive.home.display().to_string(), e))?;
-    for ((number, state), listener) in states.into_iter().enumerate().zip(&data) {
-        data_thread(number, listener.try_clone()?, data_tls.clone(), state, data_limits.clone())?;
-    }
-    control.open()?;
+    .map_err(at_home)?;
+    control.prepare()?;
+    data_threads(&hive, &data, data_tls.as_ref())?;
+    let predecessor = match inheritance.take() {
+        Some(inheritance) => Some(inheritance.settle(hive.clone()).await?),
+        None => None,
+    };
+    publish(&mut mark, predecessor.is_some()).map_err(at_home)?;
+    hive.lifecycle.opened.cancel();
+    control.open();
     let background = [
         tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone())),
         tokio::spawn(note_uses(hive.clone())),
@@ -179,12 +175,7 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
     let sweeps = tokio::spawn(sweep(hive.clone()));
     let (data_url, control_url) = (&mark.run().data_url, &mark.run().control_url);
     tracing::info!(data = data_url, control = control_url, threads = data.len(), home = %hive.home.display(), "ready");
-
-    if let Some(socket) = config::notify_socket()
-        && let Err(error) = tell_systemd(&socket)
-    {
-        tracing::warn!(cause = %error, "systemd could not be told that this process serves");
-    }
+    tell_systemd();
     let successor = until_told(
         &hive,
         &data,
@@ -216,22 +207,38 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
             hive.lifecycle.finish(&hive.config, &mut signals, rest, abandoned).await;
         }
     }
+    sweeps.abort();
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    if !signals.allow(part(&hive, predecessor, successor)).await {
+        tracing::warn!("a second signal; what is still to be written is left");
+    }
+    let rows = hive.books.unwritten();
+    if rows > 0 {
+        tracing::error!(
+            rows,
+            "requests are missing from the books: the database could not be written before the end"
+        );
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Writes what is left to be written, and closes all that is open.
+async fn part(hive: &Hive, predecessor: Option<Predecessor>, successor: Option<Successor>) {
     if let Some(predecessor) = predecessor {
         predecessor.cut().await;
     }
-    sweeps.abort();
-    background.iter().for_each(tokio::task::JoinHandle::abort);
-    // Only for the record: whoever looks at the key later.
-    let _ = hive.keyring.note_uses(&hive.db).await;
-    hive.books.flush().await;
-    hive.spans.close().await;
-    hive.audit.close().await;
+    // Beside each other: where one waits for a database or a disk, the others need not.
+    let _only_for_the_record = tokio::join!(
+        hive.keyring.note_uses(&hive.db),
+        hive.books.flush(),
+        hive.spans.close(),
+        hive.audit.close(),
+    );
     if let Some(successor) = successor {
         successor.farewell().await;
     }
     hive.db.close().await;
-    tracing::info!("stopped");
-    Ok(())
 }
 
 /// Waits until we are to end; the successor, if one has taken over.
@@ -250,25 +257,34 @@ async fn until_told(
             None => std::future::pending().await,
         }
     };
-    let mut asked = std::pin::pin!(asked);
+    let told = async {
+        tokio::select! {
+            () = signals.next() => {}
+            () = asked => {}
+        }
+    };
+    let mut told = std::pin::pin!(told);
     loop {
         tokio::select! {
-            () = signals.next() => return None,
-            () = &mut asked => return None,
+            () = told.as_mut() => return None,
             _ = upgrade.recv() => {}
         }
         tracing::info!("SIGUSR2: a new gateway is started to take over");
-        match upgrade::old::hand_over(hive, data, control).await {
+        match upgrade::old::hand_over(hive, data, control, told.as_mut()).await {
             Ok(successor) => {
                 tracing::info!(
                     pid = successor.pid,
                     "a new gateway has taken over; what runs here may finish"
                 );
                 // One that came meanwhile was meant for the gateway.
-                if futures_util::FutureExt::now_or_never(signals.next()).is_some() {
+                if futures_util::FutureExt::now_or_never(told.as_mut()).is_some() {
                     successor.stop();
                 }
                 return Some(successor);
+            }
+            Err(UpgradeError::Stopped) => {
+                tracing::info!("a signal came before the new gateway was ready; it does not take over");
+                return None;
             }
             Err(error) => {
                 let why = crate::error::chain(&error);
@@ -280,7 +296,15 @@ async fn until_told(
 }
 
 /// This process is the service from here on, and ready.
-fn tell_systemd(socket: &OsStr) -> io::Result<()> {
+fn tell_systemd() {
+    if let Some(socket) = config::notify_socket()
+        && let Err(error) = notify(&socket)
+    {
+        tracing::warn!(cause = %error, "systemd could not be told that this process serves");
+    }
+}
+
+fn notify(socket: &OsStr) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
         #[cfg(target_os = "linux")]
         Some(name) => <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?,
@@ -292,11 +316,41 @@ fn tell_systemd(socket: &OsStr) -> io::Result<()> {
         .map(drop)
 }
 
+/// Says where we are found. Who has taken over serves in any case.
+fn publish(mark: &mut RunMark, has_taken_over: bool) -> io::Result<()> {
+    match mark.publish() {
+        Err(error) if has_taken_over => {
+            tracing::warn!(cause = %error, "run/gateway.json cannot be replaced, so hivectl does not find this gateway");
+            Ok(())
+        }
+        published => published,
+    }
+}
+
+fn state(hive: &Arc<Hive>) -> Result<AppState, RunError> {
+    let upstream = Upstream::new(&hive.config.relay, hive.resolver.clone())?;
+    Ok(AppState::new(hive.clone(), upstream))
+}
+
+/// Each plane counts by itself: strangers who take every connection of one do not shut the other.
+fn limits(hive: &Hive) -> server::Limits {
+    server::Limits::new(&hive.config.server, &hive.config.relay)
+}
+
 fn threads(config: &Config) -> usize {
     match config.server.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         threads => threads,
     }
+}
+
+/// Starts the threads of the data plane; they accept once it is opened.
+fn data_threads(hive: &Arc<Hive>, sockets: &[TcpListener], tls: Option<&Arc<Tls>>) -> Result<(), RunError> {
+    let limits = limits(hive);
+    for (number, socket) in sockets.iter().enumerate() {
+        data_thread(number, socket.try_clone()?, tls.cloned(), state(hive)?, limits.clone())?;
+    }
+    Ok(())
 }
 
 fn data_thread(

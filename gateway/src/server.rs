@@ -139,14 +139,19 @@ impl Plane {
         &self.sockets
     }
 
-    /// Accepts from now on, on this runtime.
-    pub fn open(&mut self) -> io::Result<()> {
+    /// Makes all that it takes to accept, on this runtime.
+    pub fn prepare(&mut self) -> io::Result<()> {
         self.lifecycle = Lifecycle::default();
         for socket in &self.sockets {
             let (socket, tls, app) = (socket.try_clone()?, self.tls.clone(), self.app.clone());
             tokio::spawn(serve(socket, tls, app, self.limits.clone(), self.lifecycle.clone()));
         }
         Ok(())
+    }
+
+    /// Accepts from now on; it must be prepared.
+    pub fn open(&self) {
+        self.lifecycle.opened.cancel();
     }
 
     /// Gives its sockets up: they are another process's.
@@ -163,7 +168,7 @@ impl Plane {
     }
 }
 
-/// Accepts connections until the program drains or hands over, each in a task of this thread.
+/// Accepts connections from when it is opened until the program drains or hands over, each in a task of this thread.
 pub async fn serve(
     listener: std::net::TcpListener,
     tls: Option<Arc<Tls>>,
@@ -172,6 +177,7 @@ pub async fn serve(
     lifecycle: Lifecycle,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
+    lifecycle.opened.cancelled().await;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -11,6 +11,8 @@ use crate::config::Config;
 /// Where the program is between running and gone.
 #[derive(Debug, Clone, Default)]
 pub struct Lifecycle {
+    /// Nothing is accepted before this.
+    pub opened: CancellationToken,
     /// Another process accepts from here on: what comes on open connections is served, and told that it is the last.
     pub handed_over: CancellationToken,
     /// Readiness is false and listeners are closed from here on.
@@ -26,6 +28,7 @@ pub struct Lifecycle {
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    heard: usize,
 }
 
 impl Signals {
@@ -34,6 +37,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            heard: 0,
         })
     }
 
@@ -42,6 +46,22 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => (),
             _ = self.interrupt.recv() => (),
+        }
+        self.heard += 1;
+    }
+
+    /// Waits until `farewells` are over, but after a second signal not for long; whether they are.
+    pub async fn allow(&mut self, farewells: impl Future<Output = ()>) -> bool {
+        let too_late = async {
+            while self.heard < 2 {
+                self.next().await;
+            }
+            // The streams' last events had half of the second that is promised.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        };
+        tokio::select! {
+            () = farewells => true,
+            () = too_late => false,
         }
     }
 }

@@ -72,6 +72,9 @@ pub enum UpgradeError {
         "the configuration says to listen on {0}, but the running gateway listens on {1}; an upgrade keeps its addresses: stop and start instead"
     )]
     Elsewhere(std::net::SocketAddr, std::net::SocketAddr),
+    /// This gateway is to end instead.
+    #[error("a signal to end came first")]
+    Stopped,
     /// The old one has changed its mind, or died.
     #[error("the old gateway went on alone")]
     Abandoned,

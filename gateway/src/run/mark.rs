@@ -18,8 +18,8 @@ pub struct RunMark {
 }
 
 impl RunMark {
-    /// Where each plane listens, and whether it speaks TLS.
-    pub fn write(home: &Path, data: (&TcpListener, bool), control: (&TcpListener, bool)) -> io::Result<Self> {
+    /// Where each plane listens, and whether it speaks TLS; written beside the file, which may still be another gateway's.
+    pub fn prepare(home: &Path, data: (&TcpListener, bool), control: (&TcpListener, bool)) -> io::Result<Self> {
         let url = |(listener, tls): (&TcpListener, bool)| {
             let scheme = if tls { "https" } else { "http" };
             Ok::<_, io::Error>(format!("{scheme}://{}", reachable(listener.local_addr()?)))
@@ -39,10 +39,16 @@ impl RunMark {
         let mark = Self {
             file: folder.join("gateway.json"),
             run,
-            is_ours: true,
+            is_ours: false,
         };
-        mark.save()?;
+        mark.write()?;
         Ok(mark)
+    }
+
+    /// Puts what was prepared in the file's place.
+    pub fn publish(&mut self) -> io::Result<()> {
+        self.is_ours = true;
+        std::fs::rename(self.fresh(), &self.file)
     }
 
     /// What it says.
@@ -54,7 +60,7 @@ impl RunMark {
     pub fn not_upgraded(&mut self, why: String) {
         let at_ms = crate::now_ms();
         self.run.failed_upgrade = Some(FailedUpgrade { at_ms, why });
-        if let Err(error) = self.save() {
+        if let Err(error) = self.write().and_then(|()| self.publish()) {
             tracing::warn!(cause = %error, "run/gateway.json cannot be written");
         }
     }
@@ -64,10 +70,12 @@ impl RunMark {
         self.is_ours = false;
     }
 
-    fn save(&self) -> io::Result<()> {
-        let fresh = self.file.with_extension("json.new");
-        std::fs::write(&fresh, serde_json::to_vec(&self.run)?)?;
-        std::fs::rename(&fresh, &self.file)
+    fn write(&self) -> io::Result<()> {
+        std::fs::write(self.fresh(), serde_json::to_vec(&self.run)?)
+    }
+
+    fn fresh(&self) -> PathBuf {
+        self.file.with_extension("json.new")
     }
 }
 

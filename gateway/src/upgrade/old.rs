@@ -8,6 +8,7 @@ use std::{
     io,
     net::TcpListener,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    pin::Pin,
     process::Command,
     time::Duration,
 };
@@ -53,18 +54,28 @@ pub struct Successor {
     speaking: JoinHandle<()>,
 }
 
-/// Starts the program anew and hands everything over to it; after an error everything is as it was.
+/// Starts the program anew and hands everything over to it; after an error everything is as it was. Once `told` that this
+/// process is to end, the new one is not waited for.
 ///
 /// `data` are the listening sockets of the data plane; the caller stops accepting on them.
-pub async fn hand_over(hive: &Hive, data: &[TcpListener], control: &mut Plane) -> Result<Successor, UpgradeError> {
+pub async fn hand_over(
+    hive: &Hive,
+    data: &[TcpListener],
+    control: &mut Plane,
+    mut told: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Successor, UpgradeError> {
     let mut heir = Heir::start(data, control.sockets(), &hive.lock)?;
-    match heir.expected(PREPARATION).await {
-        Ok(Reply::Prepared(PROTOCOL)) => {}
-        Ok(Reply::Prepared(other)) => return Err(heir.dismissed(UpgradeError::Protocol(other)).await),
-        Ok(_) => return Err(heir.dismissed(UpgradeError::Ended("it spoke out of turn".into())).await),
-        Err(error) => return Err(heir.dismissed(error).await),
+    if let Err(error) = unless(told.as_mut(), heir.prepares()).await {
+        return Err(heir.dismissed(error).await);
     }
-    control.close(QUIET).await;
+    let quiet = async {
+        control.close(QUIET).await;
+        Ok(())
+    };
+    if let Err(error) = unless(told.as_mut(), quiet).await {
+        open_again(control);
+        return Err(heir.dismissed(error).await);
+    }
     let parted = match hive.audit.part(&hive.db).await {
         Ok(parted) => parted,
         Err(error) => {
@@ -72,9 +83,16 @@ pub async fn hand_over(hive: &Hive, data: &[TcpListener], control: &mut Plane) -
             return Err(heir.dismissed(error.into()).await);
         }
     };
-    // What the new one counts of limits it reads there.
-    hive.books.flush().await;
-    if let Err(error) = heir.succeeds(hive).await {
+    let opens = async {
+        // What the new one counts of limits it reads there.
+        hive.books.flush().await;
+        heir.opens(hive).await
+    };
+    let succeeded = match unless(told, opens).await {
+        Ok(()) => heir.succeeds().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = succeeded {
         let error = heir.dismissed(error).await;
         hive.audit.resume(parted).await;
         open_again(control);
@@ -85,9 +103,23 @@ pub async fn hand_over(hive: &Hive, data: &[TcpListener], control: &mut Plane) -
     Ok(heir.installed(records))
 }
 
+/// What that comes to, unless this process is told to end.
+async fn unless<T>(
+    told: Pin<&mut impl Future<Output = ()>>,
+    work: impl Future<Output = Result<T, UpgradeError>>,
+) -> Result<T, UpgradeError> {
+    tokio::select! {
+        () = told => Err(UpgradeError::Stopped),
+        done = work => done,
+    }
+}
+
 fn open_again(control: &mut Plane) {
-    if let Err(error) = control.open() {
-        tracing::error!(cause = %error, "the control plane cannot be opened again; restart the gateway");
+    match control.prepare() {
+        Ok(()) => control.open(),
+        Err(error) => {
+            tracing::error!(cause = %error, "the control plane cannot be opened again; restart the gateway");
+        }
     }
 }
 
@@ -158,25 +190,43 @@ impl Heir {
         }
     }
 
-    /// Gives it what it needs, and makes it the gateway once it is ready.
-    async fn succeeds(&mut self, hive: &Hive) -> Result<(), UpgradeError> {
-        let ended = |error: io::Error| UpgradeError::Ended(error.to_string());
-        let estate = Bequest::Estate(hive.dispatcher.hand());
-        self.line.say(&estate).await.map_err(ended)?;
-        match self.expected(OPENING).await? {
-            Reply::Ready => self.line.say(&Bequest::Go).await.map_err(ended),
+    /// Waits until it has done all that needs nobody else.
+    async fn prepares(&mut self) -> Result<(), UpgradeError> {
+        match self.expected(PREPARATION).await? {
+            Reply::Prepared(PROTOCOL) => Ok(()),
+            Reply::Prepared(other) => Err(UpgradeError::Protocol(other)),
             _ => Err(UpgradeError::Ended("it spoke out of turn".into())),
         }
+    }
+
+    /// Gives it what it needs, and waits until it is ready.
+    async fn opens(&mut self, hive: &Hive) -> Result<(), UpgradeError> {
+        self.says(&Bequest::Estate(hive.dispatcher.hand())).await?;
+        match self.expected(OPENING).await? {
+            Reply::Ready => Ok(()),
+            _ => Err(UpgradeError::Ended("it spoke out of turn".into())),
+        }
+    }
+
+    /// Makes it the gateway; from the first byte of this word on nothing can be taken back.
+    async fn succeeds(&mut self) -> Result<(), UpgradeError> {
+        self.says(&Bequest::Go).await
+    }
+
+    async fn says(&mut self, word: &Bequest) -> Result<(), UpgradeError> {
+        let said = self.line.say(word).await;
+        said.map_err(|error| UpgradeError::Ended(error.to_string()))
     }
 
     /// Ends it, and waits until it is gone, with all it holds.
     async fn dismissed(mut self, error: UpgradeError) -> UpgradeError {
         drop(self.line);
         // It ends by itself when nobody speaks to it any more, and says why in the log.
-        match (
-            tokio::time::timeout(Duration::from_secs(1), self.child.wait()).await,
-            error,
-        ) {
+        let patience = match &error {
+            UpgradeError::Stopped => Duration::ZERO,
+            _ => Duration::from_secs(1),
+        };
+        match (tokio::time::timeout(patience, self.child.wait()).await, error) {
             (Ok(Ok(status)), UpgradeError::Ended(_)) => UpgradeError::Ended(status.to_string()),
             (Ok(_), error) => error,
             (Err(_), error) => {

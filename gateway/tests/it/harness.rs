@@ -72,6 +72,25 @@ impl Hive {
         Self::started(home, program).await
     }
 
+    /// A gateway whose program can be replaced by another one.
+    pub async fn that_can_be_replaced() -> Self {
+        let home = new_home();
+        let program = home.path().join("program");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hive-gateway"), &program).unwrap();
+        let listen = format!("{}:0", own_address());
+        let flags = ["--listen", &listen, "--control-listen", &listen];
+        let program = Program::start_line(&[program.to_str().unwrap()], home.path(), &flags, &[]);
+        Self::started(home, program).await
+    }
+
+    /// Puts a shell script in its program's place.
+    pub fn replace(&self, script: &str) {
+        let program = self.home().join("program");
+        std::fs::remove_file(&program).unwrap();
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    }
+
     /// Keeps files from growing, or lets them grow again.
     pub fn fill_disk(&self, full: bool) {
         self.limit(if full {
@@ -269,6 +288,11 @@ impl Program {
 
     /// The same, started by another program that becomes it.
     fn start_by(by: &[&str], home: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Self {
+        let line = [by, &[env!("CARGO_BIN_EXE_hive-gateway")]].concat();
+        Self::start_line(&line, home, flags, settings)
+    }
+
+    fn start_line(line: &[&str], home: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Self {
         let quick = [
             ("registry.heartbeat_interval", "200ms"),
             ("registry.probe_interval", "200ms"),
@@ -277,7 +301,6 @@ impl Program {
             "log-{}.jsonl",
             std::fs::read_dir(home).map_or(0, Iterator::count)
         ));
-        let line = [by, &[env!("CARGO_BIN_EXE_hive-gateway")]].concat();
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).env_clear().arg("--home").arg(home).args(flags);
         for (name, value) in quick.iter().chain(settings) {

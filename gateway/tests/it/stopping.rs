@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -108,7 +109,29 @@ async fn a_second_signal_means_now() {
     hive.signal(Signal::SIGTERM);
     running.broken("shutting_down").await;
     assert_eq!(hive.exit().await.code(), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_second_signal_waits_for_no_database_and_what_is_not_written_is_counted() {
+    let mut hive = Hive::start().await;
+    hive.worker("a").join().await;
+    let file = SqliteConnectOptions::new().filename(hive.home().join("hive.db"));
+    let mut locker = SqliteConnection::connect_with(&file).await.unwrap();
+    locker.execute("BEGIN IMMEDIATE").await.unwrap();
+    for _request in 0..5 {
+        assert_eq!(hive.chat("m").send().await.status, 200);
+    }
+    hive.signal(Signal::SIGTERM);
+    until_closed(&hive).await;
+    let started = Instant::now();
+    hive.signal(Signal::SIGTERM);
+    assert_eq!(hive.exit().await.code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    hive.logged("what is missing is counted", |line| {
+        line["rows"] == 5 && line["level"] == "ERROR"
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use gateway::{audit::verify::Verdict, db};
@@ -362,6 +363,48 @@ async fn a_new_program_that_fails_changes_nothing() {
     send(next.0.pid, Signal::SIGTERM);
     next.gone().await;
     balances(hive.home(), answered + 1).await;
+}
+
+#[tokio::test]
+async fn a_signal_is_heard_while_the_new_program_hangs() {
+    // Before it says anything, and when everything but the last word has been said.
+    for says in [":", r#"echo '{"prepared":1}' >&0"#] {
+        let mut hive = Hive::that_can_be_replaced().await;
+        hive.worker("a").join().await;
+        assert_eq!(hive.chat("m").send().await.status, 200);
+        let begun = hive.home().join("begun");
+        hive.replace(&format!("{says}\n: > {}\nexec sleep 60", begun.display()));
+        hive.signal(Signal::SIGUSR2);
+        eventually("the new program runs", async || begun.exists().then_some(())).await;
+        let told = Instant::now();
+        hive.signal(Signal::SIGTERM);
+        assert_eq!(hive.exit().await.code(), Some(0));
+        assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+        balances(hive.home(), 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_program_that_cannot_say_where_it_is_does_not_take_over() {
+    let hive = Hive::start().await;
+    let _worker = hive.worker("a").slots(4).join().await;
+    let load = Load::of(&hive, 4);
+    load.goes_on(20).await;
+    let blocked = hive.home().join("run/gateway.json.new");
+    std::fs::create_dir(&blocked).unwrap();
+    send(hive.pid(), Signal::SIGUSR2);
+    eventually("the upgrade failed", async || {
+        hive.log().contains("the upgrade failed").then_some(())
+    })
+    .await;
+    assert!(hive.log().contains("could not take over: cannot use the state folder"));
+    load.goes_on(20).await;
+    std::fs::remove_dir(blocked).unwrap();
+    let next = Successor::of(&hive, hive.pid()).await;
+    let answered = load.ends_well().await;
+    send(next.0.pid, Signal::SIGTERM);
+    next.gone().await;
+    balances(hive.home(), answered).await;
 }
 
 #[tokio::test]
