@@ -24,7 +24,7 @@ use axum::{
 };
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use ipnet::IpNet;
@@ -37,7 +37,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use self::timed::{Busy, BusyBody, Clock, TimedIo};
+use self::timed::{Busy, BusyBody, Clock, End, Streams, TimedIo};
 use crate::{config, leftover::Shared, shutdown::Lifecycle, tls::Tls};
 
 /// Connections that may wait to be accepted.
@@ -46,6 +46,9 @@ const BACKLOG: i32 = 4096;
 const SEND_BUFFER: usize = 64 * 1024;
 /// How long a connection on which nothing comes is kept once another process accepts.
 const LINGER: Duration = Duration::from_secs(7);
+
+/// How long a client of HTTP/2 that was told to send no more has to hear it.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The address a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -237,7 +240,7 @@ async fn greeted(
     };
     let greeted = tokio::select! {
         greeted = Box::pin(greeting) => greeted,
-        () = clock.watch(&limits) => return,
+        _ = clock.watch(&limits) => return,
         () = lifecycle.drain.cancelled() => return,
     };
     match greeted {
@@ -280,11 +283,11 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let (handed_over, speaks_h2) = (lifecycle.handed_over.clone(), speaks_h2.clone());
         let time = limits.body;
         move |request: hyper::Request<Incoming>| {
-            let busy = Busy::begin(&clock);
+            let is_h2 = request.version() == Version::HTTP_2;
+            let busy = Busy::begin(&clock, is_h2);
             let (head, body) = request.into_parts();
             // One that waits for `100 Continue` sends nothing that nobody asked for.
             let waits = head.headers.contains_key(header::EXPECT);
-            let is_h2 = head.version == Version::HTTP_2;
             if is_h2 {
                 speaks_h2.cancel();
             }
@@ -307,7 +310,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             }
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams);
     if is_http1 {
         builder = builder.http1_only();
     }
@@ -336,11 +339,11 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             tokio::time::sleep(LINGER).await;
         };
         tokio::select! {
-            () = clock.watch(&limits) => return,
+            end = clock.watch(&limits) => return end,
             () = lingered => {}
         }
         let idle = limits.idle.min(LINGER);
-        clock.watch(&Limits { idle, ..limits.clone() }).await;
+        clock.watch(&Limits { idle, ..limits.clone() }).await
     };
     let goodbye = async {
         tokio::select! {
@@ -352,13 +355,26 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let mut too_long = std::pin::pin!(too_long);
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = &mut too_long => return,
+        end = &mut too_long => {
+            if end == End::Stuck || !speaks_h2.is_cancelled() {
+                return;
+            }
+            // A request that crosses this word is answered.
+            connection.as_mut().graceful_shutdown();
+            clock.rest();
+            let limits = Limits { idle: GOODBYE, ..limits.clone() };
+            tokio::select! {
+                _ = connection => {}
+                _ = clock.watch(&limits) => {}
+            }
+            return;
+        }
         () = goodbye => connection.as_mut().graceful_shutdown(),
     }
     // Dropping a connection drops its requests, their upstream connections and their leases.
     tokio::select! {
         _ = connection => (),
-        () = too_long => (),
+        _ = too_long => (),
     }
 }
 

@@ -1,21 +1,25 @@
 //! Connections timed: what each is doing and since when, and how much may wait to be written to it.
 //!
-//! It closes nothing: [`Clock::watch`] returns when somebody should.
+//! It closes none: [`Clock::watch`] returns when somebody should. But of many streams of one connection it ends the one
+//! that nobody reads.
 
 use std::{
     io,
+    ops::ControlFlow,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker, ready},
 };
 
 use axum::body::{Body, Bytes, HttpBody};
+use hyper::rt::Executor;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::Notify,
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::Limits;
 use crate::metrics;
@@ -44,10 +48,29 @@ struct Doing {
     handed: usize,
     /// Bodies that wait for that.
     waiting: Vec<Waker>,
-    /// Bodies whose last frame nobody has asked to follow yet, with since when: under HTTP/2 a client that reads
-    /// nothing leaves the socket writable and one stream stuck.
-    unread: Vec<(u64, Instant)>,
+    /// Bodies whose last frame nobody has asked to follow yet: under HTTP/2 a client that reads nothing leaves the
+    /// socket writable and one stream stuck.
+    unread: Vec<Unread>,
     bodies: u64,
+    /// Under HTTP/2 bytes may come that begin no request.
+    speaks_h2: bool,
+}
+
+#[derive(Debug)]
+struct Unread {
+    body: u64,
+    since: Instant,
+    /// Ends its stream alone, where it has one.
+    stream: Option<CancellationToken>,
+}
+
+/// Why a connection should be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was between requests for too long.
+    Idle,
+    /// Its client sends no request, or takes nothing.
+    Stuck,
 }
 
 /// A client takes nothing: since when, and how many bytes wait for it. Counted as such while it lives.
@@ -93,6 +116,7 @@ impl Clock {
             waiting: Vec::new(),
             unread: Vec::new(),
             bodies: 0,
+            speaks_h2: false,
         };
         Self {
             doing: Mutex::new(doing),
@@ -104,23 +128,19 @@ impl Clock {
         self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the connection has done one thing for too long; a slow client is counted then.
-    pub(super) async fn watch(&self, limits: &Limits) {
+    /// Returns when the connection has done one thing for too long; slow clients are counted, and their streams ended.
+    pub(super) async fn watch(&self, limits: &Limits) -> End {
         loop {
-            match self.end(limits) {
-                Some(end) if end <= Instant::now() => {
-                    if self.doing().stuck().is_some() {
-                        metrics::slow_client();
-                    }
-                    return;
-                }
+            let looked = self.doing().look(limits);
+            match looked {
+                ControlFlow::Break(end) => return end,
                 // It may have moved on by then, so look again.
-                Some(end) => tokio::select! {
-                    () = tokio::time::sleep_until(end) => {}
+                ControlFlow::Continue(Some(next)) => tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
                     () = self.sooner.notified() => {}
                 },
                 // Bodies do not knock for every frame: whether one is stuck is looked up now and then.
-                None => tokio::select! {
+                ControlFlow::Continue(None) => tokio::select! {
                     () = tokio::time::sleep(limits.slow_client / 2) => {}
                     () = self.sooner.notified() => {}
                 },
@@ -128,24 +148,66 @@ impl Clock {
         }
     }
 
-    fn end(&self, limits: &Limits) -> Option<Instant> {
-        let doing = self.doing();
-        if let Some(since) = doing.stuck() {
-            return Some(since + limits.slow_client);
-        }
-        match doing.phase {
-            Phase::New(since) | Phase::Head(since) => Some(since + limits.head),
-            Phase::Idle(since) => Some(since + limits.idle),
-            Phase::Busy => None,
+    /// Begins to idle anew.
+    pub(super) fn rest(&self) {
+        let mut doing = self.doing();
+        if let Phase::Idle(since) = &mut doing.phase {
+            *since = Instant::now();
         }
     }
 }
 
 impl Doing {
-    /// Since when the client takes nothing, if that is so.
-    fn stuck(&self) -> Option<Instant> {
-        let unread = || self.unread.iter().map(|(_, since)| *since).min();
-        self.blocked.as_ref().map(|blocked| blocked.since).or_else(unread)
+    /// Ends streams that have taken too long. Why the whole connection should end, or else when that may be.
+    fn look(&mut self, limits: &Limits) -> ControlFlow<End, Option<Instant>> {
+        let now = Instant::now();
+        let blocked = self.blocked.as_ref().map(|blocked| blocked.since);
+        if blocked.is_none() {
+            let is_late = |unread: &mut Unread| unread.since + limits.slow_client <= now;
+            for late in self.unread.extract_if(.., is_late) {
+                metrics::slow_client();
+                match late.stream {
+                    Some(stream) => stream.cancel(),
+                    None => return ControlFlow::Break(End::Stuck),
+                }
+            }
+        }
+        let stuck = blocked.or_else(|| self.unread.iter().map(|unread| unread.since).min());
+        let (at, end) = match (stuck, self.phase) {
+            (Some(since), _) => (since + limits.slow_client, End::Stuck),
+            (None, Phase::New(since) | Phase::Head(since)) => (since + limits.head, End::Stuck),
+            (None, Phase::Idle(since)) => (since + limits.idle, End::Idle),
+            (None, Phase::Busy) => return ControlFlow::Continue(None),
+        };
+        if at > now {
+            return ControlFlow::Continue(Some(at));
+        }
+        if stuck.is_some() {
+            metrics::slow_client();
+        }
+        ControlFlow::Break(end)
+    }
+}
+
+tokio::task_local! {
+    /// Ends the stream of HTTP/2 whose task this is.
+    static STREAM: CancellationToken;
+}
+
+/// Runs each stream of HTTP/2 in a task of its own, which can be ended; the client is told by a reset of that stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Streams;
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let end = CancellationToken::new();
+        let stream = STREAM.scope(end.clone(), stream);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = stream => {}
+                () = end.cancelled() => {}
+            }
+        });
     }
 }
 
@@ -153,8 +215,9 @@ impl Doing {
 pub(super) struct Busy(Arc<Clock>);
 
 impl Busy {
-    pub(super) fn begin(clock: &Arc<Clock>) -> Self {
+    pub(super) fn begin(clock: &Arc<Clock>, is_h2: bool) -> Self {
         let mut doing = clock.doing();
+        doing.speaks_h2 = is_h2;
         doing.requests += 1;
         doing.phase = Phase::Busy;
         drop(doing);
@@ -176,6 +239,7 @@ impl Drop for Busy {
 pub(super) struct BusyBody {
     body: Body,
     number: u64,
+    stream: Option<CancellationToken>,
     busy: Busy,
 }
 
@@ -185,15 +249,25 @@ impl BusyBody {
         doing.bodies += 1;
         let number = doing.bodies;
         drop(doing);
-        Self { body, number, busy }
+        let stream = STREAM.try_with(Clone::clone).ok();
+        Self {
+            body,
+            number,
+            stream,
+            busy,
+        }
     }
 
     /// Notes whether a frame of this body, of so many bytes, waits to be followed.
     fn note(&self, given: Option<usize>) {
         let mut doing = self.busy.0.doing();
-        doing.unread.retain(|(number, _)| *number != self.number);
+        doing.unread.retain(|unread| unread.body != self.number);
         if let Some(bytes) = given {
-            doing.unread.push((self.number, Instant::now()));
+            doing.unread.push(Unread {
+                body: self.number,
+                since: Instant::now(),
+                stream: self.stream.clone(),
+            });
             doing.handed += bytes;
         }
     }
@@ -287,7 +361,12 @@ impl AsyncRead for TimedIo {
         };
         if polled.is_ready() && buf.remaining() < room {
             let mut doing = self.clock.doing();
-            if let Phase::New(_) | Phase::Idle(_) = doing.phase {
+            let begins = match doing.phase {
+                Phase::New(_) => true,
+                Phase::Idle(_) => !doing.speaks_h2,
+                Phase::Head(_) | Phase::Busy => false,
+            };
+            if begins {
                 doing.phase = Phase::Head(Instant::now());
                 self.clock.sooner.notify_one();
             }

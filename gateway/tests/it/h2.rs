@@ -1,6 +1,6 @@
 //! HTTP/2: streams beside each other, and what a client can do with it that it could not before.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -19,6 +19,7 @@ use crate::{
 
 /// What every HTTP/2 client says first: the preface and its settings (RFC 9113, section 3.4).
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -56,17 +57,20 @@ async fn flood(stream: TcpStream, pieces: impl Iterator<Item = Vec<u8>>) -> Vec<
     soon("the connection is closed", hearing).await.unwrap()
 }
 
+/// The whole frames in what was said: type, flags, payload.
+fn frames(mut said: &[u8]) -> impl Iterator<Item = (u8, u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_be_bytes([0, *said.first()?, *said.get(1)?, *said.get(2)?]) as usize;
+        let (kind, flags, payload) = (*said.get(3)?, *said.get(4)?, said.get(9..9 + length)?);
+        said = &said[9 + length..];
+        Some((kind, flags, payload))
+    })
+}
+
 /// The error code of the GOAWAY among these frames, if there is one.
-fn goodbye(mut frames: &[u8]) -> Option<u32> {
-    while frames.len() >= 9 {
-        let length = u32::from_be_bytes([0, frames[0], frames[1], frames[2]]) as usize;
-        let (kind, payload) = (frames[3], frames.get(9..9 + length)?);
-        if kind == GOAWAY {
-            return Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
-        }
-        frames = &frames[9 + length..];
-    }
-    None
+fn goodbye(said: &[u8]) -> Option<u32> {
+    let (.., payload) = frames(said).find(|(kind, ..)| *kind == GOAWAY)?;
+    Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()))
 }
 
 /// It serves on.
@@ -148,6 +152,49 @@ async fn a_connection_without_requests_is_closed_however_often_it_pings() {
         tokio::select! { () = pinging => {}, () = closed => {} }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_connection_between_requests_is_kept_whatever_frames_come_and_told_before_it_is_closed() {
+    let hive = Hive::with(&[("server.idle_timeout", "1500ms"), ("server.head_timeout", "300ms")]).await;
+    let mut stream = hive.connect().await;
+    let begun = Instant::now();
+    let open = frame(HEADERS, END_HEADERS | END_STREAM, 1, &get());
+    stream.write_all(&[HELLO, &open].concat()).await.unwrap();
+    let mut said = Vec::new();
+    let is_over =
+        |said: &[u8]| frames(said).any(|(kind, flags, _)| [DATA, HEADERS].contains(&kind) && flags & END_STREAM != 0);
+    while !is_over(&said) {
+        let read = soon("an answer", stream.read_buf(&mut said)).await.unwrap();
+        assert!(read > 0, "{said:?}");
+    }
+    stream.write_all(&frame(PING, 0, 0, &[0; 8])).await.unwrap();
+    let _reset = soon("the connection is closed", stream.read_to_end(&mut said)).await;
+    assert_eq!(goodbye(&said), Some(0));
+    assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_fails_alone() {
+    let hive = Hive::with(&[("relay.slow_client", "400ms")]).await;
+    let gate = Gate::new();
+    let flood = Script::begins(&["a"]).babble(Duration::ZERO, &"x".repeat(60_000));
+    let waits = Script::begins(&["a"]).wait(&gate).token("b").ends(2);
+    let worker = hive.worker("a").slots(2).script([flood, waits]).join().await;
+    let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(64 * 1024)
+        .handshake(TokioIo::new(hive.connect().await));
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let unread = soon("an answer", sender.send_request(chat(&hive))).await.unwrap();
+    let read = soon("another", sender.send_request(chat(&hive))).await.unwrap();
+    worker.server.call(0).await.gone().await;
+    gate.open();
+    let body = soon("the body", read.into_body().collect()).await.unwrap().to_bytes();
+    assert!(body.ends_with(b"data: [DONE]\n\n"), "{body:?}");
+    let cut = soon("a reset", unread.into_body().collect()).await;
+    assert!(cut.is_err(), "no clean end");
+    hive.until_in_flight("a", 0).await;
 }
 
 #[tokio::test]
