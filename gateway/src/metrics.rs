@@ -38,6 +38,9 @@ const AUDIT_FAILING: &str = "hive_audit_failing";
 const AUDIT_SIGNED: &str = "hive_audit_signed_records";
 const UNANCHORED: &str = "hive_audit_unanchored_seconds";
 
+/// Why a request got no slot.
+const NOT_SERVED_WHY: [&str; 5] = ["unknown_model", "no_worker", "loading", "queue_full", "queue_timeout"];
+
 /// The label of all models that nobody was known to serve.
 const UNKNOWN: &str = "unknown";
 
@@ -97,7 +100,11 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
         "Mean time between the tokens of an answer after its first"
     );
     describe_histogram!(DURATION, Unit::Seconds, "From admission to the end");
-    describe_histogram!(QUEUED, Unit::Seconds, "From admission to a slot");
+    describe_histogram!(
+        QUEUED,
+        Unit::Seconds,
+        "From asking for a slot to having it, once for each worker tried"
+    );
     describe_counter!(RETRIES, "Requests given to another worker before the first token");
     describe_counter!(
         NOT_RETRIED,
@@ -117,7 +124,7 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!(
         BLOCKED_BYTES,
         Unit::Bytes,
-        "What waits in the gateway to be written to these"
+        "What the write that got stuck held, for each of these"
     );
     describe_counter!(SLOW_CLIENTS, "Clients dropped because they took nothing for too long");
     describe_gauge!(OPEN, "Requests that wait or run");
@@ -139,6 +146,13 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
         Unit::Seconds,
         "Since the anchors had all of the audit journal"
     );
+    // A counter that begins with its first event hides that one from Prometheus, which looks for increases.
+    for name in [RETRIES, NOT_RETRIED, FAILURES, REFUSED_LOGINS, SLOW_CLIENTS] {
+        counter!(name).absolute(0);
+    }
+    for why in NOT_SERVED_WHY {
+        counter!(NOT_SERVED, "why" => why).absolute(0);
+    }
     Ok(handle)
 }
 
@@ -213,12 +227,13 @@ pub fn dispatched(model: &str, waited: Duration, reason: Reason) {
 
 /// A request has got no slot.
 pub fn not_served(why: NoSlot) {
+    let [unknown_model, no_worker, loading, queue_full, queue_timeout] = NOT_SERVED_WHY;
     let why = match why {
-        NoSlot::UnknownModel => "unknown_model",
-        NoSlot::NoWorker => "no_worker",
-        NoSlot::Loading => "loading",
-        NoSlot::QueueFull { .. } => "queue_full",
-        NoSlot::QueueTimeout { .. } => "queue_timeout",
+        NoSlot::UnknownModel => unknown_model,
+        NoSlot::NoWorker => no_worker,
+        NoSlot::Loading => loading,
+        NoSlot::QueueFull { .. } => queue_full,
+        NoSlot::QueueTimeout { .. } => queue_timeout,
     };
     counter!(NOT_SERVED, "why" => why).increment(1);
 }

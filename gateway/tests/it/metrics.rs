@@ -85,6 +85,11 @@ async fn what_is_true_now_is_told_now() {
         (r#"hive_workers{state="ready"}"#, 1.0),
         (r#"hive_workers{state="lost"}"#, 0.0),
         ("hive_requests_open", 2.0),
+        // Nothing of that has happened, and Prometheus can see the first time that it does.
+        ("hive_retries_refused_total", 0.0),
+        ("hive_worker_failures_total", 0.0),
+        ("hive_slow_clients_dropped_total", 0.0),
+        (r#"hive_not_served_total{why="queue_full"}"#, 0.0),
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
     }
