@@ -300,7 +300,7 @@ impl Entry {
         self.view.estimated = tokens.estimated;
     }
 
-    /// How it ended; without this it settles as cancelled, since only a client that leaves drops it open.
+    /// How it ended; without this it settles as cancelled, since only a client that leaves, or a bug, drops it open.
     pub fn end(&mut self, state: RequestState, error: Option<&str>) {
         self.view.state = state;
         self.view.error = error.map(ToOwned::to_owned);
@@ -310,7 +310,11 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         if matches!(self.view.state, RequestState::Queued | RequestState::Running) {
-            self.view.state = RequestState::Cancelled;
+            if std::thread::panicking() {
+                self.end(RequestState::Failed, Some("internal_error"));
+            } else {
+                self.view.state = RequestState::Cancelled;
+            }
         }
         self.view.total_ms = Some(millis(self.started.elapsed()));
         if let Some(reservation) = &mut self.reservation {
@@ -414,6 +418,23 @@ mod tests {
             (RequestState::Cancelled, Some(7), Some(3))
         );
         assert_eq!(books.open_entries(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_entry_dropped_by_a_panic_has_failed() {
+        let (_dir, db, books) = books().await;
+        let entry = books.admit("req_1", "key", "m");
+        let bug = tokio::spawn(async move {
+            let _entry = entry;
+            panic!("a bug");
+        });
+        assert!(bug.await.unwrap_err().is_panic());
+        books.flush().await;
+        let view = db::requests::find(&db, "req_1").await.unwrap().unwrap();
+        assert_eq!(
+            (view.state, view.error.as_deref()),
+            (RequestState::Failed, Some("internal_error"))
+        );
     }
 
     #[tokio::test]

@@ -2,10 +2,10 @@
 //!
 //! It is one future in the response's body: no task, no channel. Dropping the body stops everything.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream};
 use tokio::time::Instant;
 use wire::{Place, RequestState};
 
@@ -66,7 +66,7 @@ impl Pump {
     /// The body's frames.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
         futures_util::stream::unfold(self, |mut pump| async move {
-            pump.frame().await.map(|frame| (Ok(frame), pump))
+            whatever(pump.frame()).await.map(|frame| (Ok(frame), pump))
         })
     }
 
@@ -196,6 +196,18 @@ impl Opened<Answer> {
     }
 }
 
+/// The frame, or the error event that a fault of ours comes to: a stream never just ends.
+async fn whatever(frame: impl Future<Output = Option<Bytes>>) -> Option<Bytes> {
+    match AssertUnwindSafe(frame).catch_unwind().await {
+        Ok(frame) => frame,
+        Err(_) => Some(
+            ApiError::Internal("a bug: the stream's task panicked".into())
+                .event()
+                .into(),
+        ),
+    }
+}
+
 enum Relayed {
     More(Bytes),
     Last(Bytes),
@@ -204,5 +216,18 @@ enum Relayed {
 impl Relayed {
     fn is_empty(&self) -> bool {
         matches!(self, Self::More(bytes) if bytes.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bug_in_a_stream_is_an_error_event() {
+        let frame = whatever(async { panic!("a bug") }).await.unwrap();
+        let text = String::from_utf8(frame.to_vec()).unwrap();
+        assert!(text.starts_with("data: ") && text.contains("internal_error"), "{text}");
+        assert_eq!(whatever(async { None }).await, None);
     }
 }
