@@ -3,6 +3,8 @@
 //! An [`Entry`] travels with the request and settles when it is dropped. Writing is done elsewhere, in
 //! batches; a request never waits for the database.
 
+pub mod retention;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{

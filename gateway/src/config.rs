@@ -3,6 +3,7 @@
 //! Flag > environment (`HIVE_GATEWAY__SECTION__KEY`) > file > default. It starts nothing.
 
 mod audit;
+mod books;
 mod jwt;
 mod otlp;
 mod planes;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 pub use self::{
     audit::{Audit, Mode},
+    books::Books,
     jwt::{Jwt, Place},
     otlp::Otlp,
     planes::{Control, Server},
@@ -75,6 +77,8 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// How answers travel.
     pub relay: Relay,
+    /// What is kept of requests.
+    pub books: Books,
     /// What is recorded.
     pub audit: Audit,
     /// Whose tokens are taken beside API keys.
@@ -344,6 +348,8 @@ struct File {
     #[serde(default)]
     relay: Relay,
     #[serde(default)]
+    books: Books,
+    #[serde(default)]
     audit: Audit,
     #[serde(default)]
     jwt: Jwt,
@@ -447,7 +453,12 @@ impl Config {
             "relay.slow_client: must be longer than 0s",
         );
         faults.extend(planes::faults(&self.server, &self.control));
-        let others = [self.audit.faults(), self.jwt.faults(), self.otlp.faults()];
+        let others = [
+            self.books.faults(),
+            self.audit.faults(),
+            self.jwt.faults(),
+            self.otlp.faults(),
+        ];
         faults.extend(others.into_iter().flatten().map(ToOwned::to_owned));
         if faults.is_empty() {
             Ok(())

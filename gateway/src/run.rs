@@ -26,6 +26,7 @@ use self::{mark::RunMark, open::open};
 use crate::{
     audit::{evictions::Evictions, recorder::RecorderError},
     auth::jwks::KeysError,
+    books::retention,
     config::{self, Config},
     db::DbError,
     registry::{members::Event, probe},
@@ -170,6 +171,7 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
     let background = [
         tokio::spawn(probe::watch(hive.clone(), state.upstream.client().clone())),
         tokio::spawn(note_uses(hive.clone())),
+        tokio::spawn(retention::keep(hive.db.clone(), hive.config.books.retention)),
         tokio::spawn(keep_fresh(hive.clone(), hangup, data_tls, control_tls)),
     ];
     let sweeps = tokio::spawn(sweep(hive.clone()));

@@ -1,4 +1,4 @@
-//! Table `requests`: the books.
+//! Table `requests`: the books; and `past_usage`, the sums that are left of their oldest rows.
 
 use std::{
     collections::HashMap,
@@ -10,9 +10,6 @@ use wire::{RequestState, RequestView, UsageRow};
 
 use super::DbError;
 use crate::limits::Used;
-
-/// A day in milliseconds.
-const DAY_MS: i64 = 86_400_000;
 
 /// Writes a request as it stands; a later writing replaces an earlier one.
 pub async fn write(db: &mut SqliteConnection, request: &RequestView) -> Result<(), DbError> {
@@ -69,6 +66,37 @@ pub async fn abort(db: &SqlitePool, id: &str) -> Result<(), DbError> {
     Ok(())
 }
 
+/// Takes out at most so many requests that began before that time and have ended; what they used stays, by day. How many.
+pub async fn retire(db: &SqlitePool, before_ms: i64, most: u32) -> Result<u64, DbError> {
+    let mut transaction = db.begin().await?;
+    sqlx::query(
+        "INSERT INTO past_usage (key_id, model, day, requests, prompt_tokens, completion_tokens, estimated) \
+         SELECT key_id, model, started_at_ms / 86400000 AS day, COUNT(*), SUM(COALESCE(prompt_tokens, 0)), \
+                SUM(COALESCE(completion_tokens, 0)), SUM(estimated) \
+         FROM (SELECT * FROM requests WHERE started_at_ms < $1 AND state NOT IN ('queued', 'running') \
+               ORDER BY started_at_ms, id LIMIT $2) \
+         WHERE true GROUP BY key_id, model, day \
+         ON CONFLICT (key_id, model, day) DO UPDATE SET requests = requests + excluded.requests, \
+             prompt_tokens = prompt_tokens + excluded.prompt_tokens, \
+             completion_tokens = completion_tokens + excluded.completion_tokens, \
+             estimated = estimated + excluded.estimated",
+    )
+    .bind(before_ms)
+    .bind(i64::from(most))
+    .execute(&mut *transaction)
+    .await?;
+    let done = sqlx::query(
+        "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE started_at_ms < $1 \
+         AND state NOT IN ('queued', 'running') ORDER BY started_at_ms, id LIMIT $2)",
+    )
+    .bind(before_ms)
+    .bind(i64::from(most))
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(done.rows_affected())
+}
+
 /// The latest requests, the newest first.
 pub async fn latest(db: &SqlitePool, limit: u32) -> Result<Vec<RequestView>, DbError> {
     let rows = sqlx::query("SELECT * FROM requests ORDER BY started_at_ms DESC, id DESC LIMIT $1")
@@ -91,14 +119,16 @@ pub async fn find(db: &SqlitePool, id: &str) -> Result<Option<RequestView>, DbEr
 /// keys of ours, on that day alone.
 pub async fn used(db: &SqlitePool, day: i64) -> Result<HashMap<String, Used>, DbError> {
     let rows = sqlx::query(
-        "SELECT COALESCE(k.family, r.key_id) AS family, \
-                SUM(COALESCE(r.prompt_tokens, 0) + COALESCE(r.completion_tokens, 0)) AS tokens, \
-                SUM(CASE WHEN r.started_at_ms >= $1 \
-                    THEN COALESCE(r.prompt_tokens, 0) + COALESCE(r.completion_tokens, 0) ELSE 0 END) AS that_day \
-         FROM requests r LEFT JOIN keys k ON k.id = r.key_id \
-         WHERE k.id IS NOT NULL OR r.started_at_ms >= $1 GROUP BY COALESCE(k.family, r.key_id)",
+        "SELECT COALESCE(k.family, u.key_id) AS family, SUM(u.tokens) AS tokens, \
+                SUM(CASE WHEN u.day >= $1 THEN u.tokens ELSE 0 END) AS that_day \
+         FROM (SELECT key_id, started_at_ms / 86400000 AS day, \
+                      COALESCE(prompt_tokens, 0) + COALESCE(completion_tokens, 0) AS tokens FROM requests \
+               UNION ALL \
+               SELECT key_id, day, prompt_tokens + completion_tokens AS tokens FROM past_usage) u \
+              LEFT JOIN keys k ON k.id = u.key_id \
+         WHERE k.id IS NOT NULL OR u.day >= $1 GROUP BY COALESCE(k.family, u.key_id)",
     )
-    .bind(day * DAY_MS)
+    .bind(day)
     .fetch_all(db)
     .await?;
     let count = |row: &sqlx::sqlite::SqliteRow, column| row.get::<i64, _>(column).unsigned_abs();
@@ -118,14 +148,19 @@ pub async fn usage(
     since_day: i64,
 ) -> Result<Vec<UsageRow>, DbError> {
     let rows = sqlx::query(
-        "SELECT key_id, model, started_at_ms / 86400000 AS day, COUNT(*) AS requests, \
-                SUM(COALESCE(prompt_tokens, 0)) AS prompt_tokens, SUM(COALESCE(completion_tokens, 0)) AS completion_tokens, \
-                SUM(estimated) AS estimated \
-         FROM requests \
-         WHERE started_at_ms >= $1 AND ($2 IS NULL OR key_id = $2) AND ($3 IS NULL OR model = $3) \
+        "SELECT key_id, model, day, SUM(requests) AS requests, SUM(prompt_tokens) AS prompt_tokens, \
+                SUM(completion_tokens) AS completion_tokens, SUM(estimated) AS estimated \
+         FROM (SELECT key_id, model, started_at_ms / 86400000 AS day, 1 AS requests, \
+                      COALESCE(prompt_tokens, 0) AS prompt_tokens, COALESCE(completion_tokens, 0) AS completion_tokens, \
+                      estimated \
+               FROM requests WHERE started_at_ms >= $1 * 86400000 \
+               UNION ALL \
+               SELECT key_id, model, day, requests, prompt_tokens, completion_tokens, estimated \
+               FROM past_usage WHERE day >= $1) \
+         WHERE ($2 IS NULL OR key_id = $2) AND ($3 IS NULL OR model = $3) \
          GROUP BY key_id, model, day ORDER BY day DESC, key_id, model",
     )
-    .bind(since_day * DAY_MS)
+    .bind(since_day)
     .bind(key_id)
     .bind(model)
     .fetch_all(db)

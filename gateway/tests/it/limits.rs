@@ -1,6 +1,7 @@
 //! How much a key may use: refused beyond it with the way out, and charged exactly what was generated.
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::{
     client::{Reply, text_of},
@@ -75,6 +76,56 @@ async fn a_budget_is_charged_what_was_generated_and_holds_after_a_kill() {
     assert!(error["message"].as_str().unwrap().contains(&left), "{error}");
     assert_eq!(worker.server.calls(), 0);
     assert_eq!(ask(&hive, 10).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_budget_and_its_usage_outlive_the_rows_they_were_summed_from() {
+    let hive = Hive::start().await;
+    hive.worker("a").join().await;
+    let (id, key) = key(&hive, json!({"token_budget": 10_000})).await;
+    let file = SqliteConnectOptions::new().filename(hive.home().join("hive.db"));
+    let mut db = SqliteConnection::connect_with(&file).await.unwrap();
+    let day = 24 * 60 * 60 * 1000;
+    // More than are taken out at once, of 2 tokens each: on a day 91 days ago, and as many on a day 89 days ago.
+    for (name, began) in [
+        ("old", gateway::now_ms() - 91 * day),
+        ("young", gateway::now_ms() - 89 * day),
+    ] {
+        let many = sqlx::query(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1100) \
+             INSERT INTO requests (id, key_id, model, state, prompt_tokens, completion_tokens, started_at_ms) \
+             SELECT $1 || i, $2, 'm', 'completed', 1, 1, $3 FROM n",
+        );
+        many.bind(name).bind(&id).bind(began).execute(&mut db).await.unwrap();
+    }
+    let mut hive = hive;
+    for _start in 0..2 {
+        hive = hive.again(&[]).await;
+        eventually("what is old is taken out", async || {
+            let rows = sqlx::query("SELECT MIN(id), COUNT(*) FROM requests").fetch_one(&mut db);
+            let rows = rows.await.unwrap();
+            ((rows.get::<&str, _>(0), rows.get::<i64, _>(1)) == ("young1", 1100)).then_some(())
+        })
+        .await;
+        let usage = format!("/control/v1/usage?key={id}&days=365");
+        let days = Reply::to(hive.on_control("GET", &usage)).await.json().await;
+        let days: Vec<_> = days
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|day| {
+                (
+                    day["requests"].clone(),
+                    day["prompt_tokens"].clone(),
+                    day["completion_tokens"].clone(),
+                )
+            })
+            .collect();
+        assert_eq!(days, vec![(json!(1100), json!(1100), json!(1100)); 2]);
+        let refused = hive.chat("m").key(&key).with("max_tokens", json!(9000)).send().await;
+        let error = refused.refused(429, "insufficient_quota").await;
+        assert!(error["message"].as_str().unwrap().contains("5600 are left"), "{error}");
+    }
 }
 
 #[tokio::test]
