@@ -106,11 +106,7 @@ impl ChatRequest {
 
     /// The parts of the conversation that are no text, each with its path.
     pub fn media(&self) -> impl Iterator<Item = (String, &Part)> {
-        self.messages.iter().enumerate().flat_map(|(i, message)| {
-            let parts = message.content.parts().iter().enumerate();
-            let media = parts.filter(|(_, part)| !matches!(part, Part::Text(_)));
-            media.map(move |(j, part)| (format!("messages[{i}].content[{j}]"), part))
-        })
+        messages::media(&self.messages)
     }
 }
 

@@ -121,6 +121,23 @@ impl Part {
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Image { url } if !starts_with(url, "data:"))
     }
+
+    /// The base64 of an image that came with the request.
+    pub fn image_data(&self) -> Option<&str> {
+        match self {
+            Self::Image { url } if starts_with(url, "data:") => Some(url.split_once(',')?.1),
+            _ => None,
+        }
+    }
+}
+
+/// The parts of a conversation that are no text, each with its path.
+pub fn media(messages: &[Message]) -> impl Iterator<Item = (String, &Part)> {
+    messages.iter().enumerate().flat_map(|(i, message)| {
+        let parts = message.content.parts().iter().enumerate();
+        let media = parts.filter(|(_, part)| !matches!(part, Part::Text(_)));
+        media.map(move |(j, part)| (format!("messages[{i}].content[{j}]"), part))
+    })
 }
 
 /// Reads a list of messages; the faulty ones are left out.

@@ -31,7 +31,7 @@ pub use embedding::{EmbeddingRequest, Encoding};
 pub use faults::{Fault, FaultKind, Faults};
 pub use format::Format;
 pub use input::Input;
-pub use messages::{Content, Message, Part, Role};
+pub use messages::{Content, Message, Part, Role, media};
 pub use sampling::Sampling;
 pub use stop::{Stops, ends_like};
 pub use thinking::{Effort, Thinking};

@@ -13,13 +13,15 @@
 //! slot. Dropping the stream closes the channel of the engine's own answers, which is its way to cancel: at the next
 //! token, never inside a prefill.
 
+mod choose;
+mod eyes;
 mod likelihood;
 mod prompt;
+mod speech;
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -31,7 +33,8 @@ use mistralrs::{
     Tensor, TokenSource, Tool as EngineTool, ToolType,
     core::{
         EmbeddingLoaderBuilder, EmbeddingSpecificConfig, GGUFLoaderBuilder, GGUFSpecificConfig, Loader,
-        MistralRsBuilder, NormalLoaderBuilder, NormalSpecificConfig, Pipeline, ReasoningEffort,
+        MistralRsBuilder, MultimodalLoaderBuilder, MultimodalSpecificConfig, NormalLoaderBuilder, NormalSpecificConfig,
+        Pipeline, ReasoningEffort,
     },
 };
 use tokio::sync::mpsc;
@@ -39,17 +42,20 @@ use wire::{Capabilities, EngineName, ModelFacts, openai::Input};
 
 use super::{
     Engine, EngineError, Event, LoadError, Prepared, Report, Request, Slot, Spec, TokenLogprob, fingerprint, gguf,
-    grammar::{Grounds, Guide},
+    picture::Picture,
     progress,
-    run::{Choice, Chosen, Run, Vocabulary},
+    run::Run,
     safetensors,
     sampling::Sampler,
+    sight::Sight,
     text::Answer,
     thought::{self, Start},
-    tools::{self, Dialect},
     turns::{Turn, Turns},
 };
 use crate::config::Device;
+use choose::Choose;
+use eyes::Eyes;
+use speech::Speech;
 
 /// Which engine this is, for the fingerprint.
 const ENGINE: &str = "mistral.rs 0.8.1";
@@ -96,16 +102,24 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
             gguf::inspect(first)?.facts
         }
     };
+    let sight = if embeds || !files.is_empty() {
+        None
+    } else {
+        Sight::of(path, &safetensors::config(path)?)?
+    };
     report("loading the weights", 0.05);
     let loader = if embeds {
         embedding_loader(path)
+    } else if sight.is_some() {
+        seeing_loader(path)
     } else if files.is_empty() {
         folder_loader(path)?
     } else {
         gguf_loader(&files)
     };
     let paged = match spec.device {
-        Device::Cuda(_) | Device::Metal if !embeds => Some(PagedAttentionConfig::new(
+        // In a batch of which only some have images, the engine drops all of them.
+        Device::Cuda(_) | Device::Metal if !embeds && sight.is_none() => Some(PagedAttentionConfig::new(
             None,
             MemoryGpuConfig::Utilization(0.9),
             PagedCacheType::Auto,
@@ -127,7 +141,13 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
 
     let guard = pipeline.blocking_lock();
     let metadata = guard.get_metadata();
-    let speech = if embeds { None } else { Some(speech(&*guard, path)?) };
+    let sees = sight.is_some();
+    let eyes = sight.map(|sight| Eyes::open(sight, &*guard)).transpose()?;
+    let speech = if embeds {
+        None
+    } else {
+        Some(Speech::of(&*guard, path, eyes)?)
+    };
     drop(guard);
     let trained = u32::try_from(metadata.max_seq_len).unwrap_or(u32::MAX);
     let context = spec.context_length.map_or(trained, |wanted| wanted.min(trained));
@@ -139,7 +159,7 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
         embeddings: embeds,
         tools: !embeds,
         structured_output: !embeds,
-        vision: false,
+        vision: sees,
         thinking: speech.as_ref().is_some_and(|speech| speech.thinks),
     });
     let (device, context_length) = (spec.device.to_string(), context.to_string());
@@ -175,55 +195,6 @@ fn load_blocking(path: &Path, spec: &Spec, report: &Report) -> Result<Mistral, L
     })
 }
 
-/// What a model that answers in words needs.
-fn speech(pipeline: &dyn Pipeline, path: &Path) -> Result<Speech, LoadError> {
-    let metadata = pipeline.get_metadata();
-    let template = pipeline
-        .get_chat_template()
-        .filter(|template| template.has_chat_template());
-    let (Some(template), Some(vocabulary), Some(factory)) =
-        (template, vocabulary(pipeline), metadata.llg_factory.clone())
-    else {
-        return Err(LoadError::Engine(format!(
-            "{} has no chat template or no tokenizer, so it cannot chat; take an instruction-tuned variant of the model",
-            path.display()
-        )));
-    };
-    // A model may have one template, or several by name.
-    let text = template
-        .chat_template
-        .as_ref()
-        .map(|template| match template.0.as_ref().left() {
-            Some(text) => text.clone(),
-            None => template
-                .0
-                .as_ref()
-                .right()
-                .into_iter()
-                .flatten()
-                .flat_map(HashMap::values)
-                .cloned()
-                .collect(),
-        });
-    let taught = text.as_deref().and_then(Dialect::of_template);
-    let grounds = Grounds {
-        factory,
-        ends: metadata.eos_tok.as_slice().into(),
-        dialect: taught.unwrap_or(Dialect::Hermes),
-    };
-    Ok(Speech {
-        vocabulary: Arc::new(vocabulary),
-        grounds,
-        knows_tools: taught.is_some(),
-        reasons: text.as_ref().is_some_and(|text| text.contains(thought::MARKS[0])),
-        thinks: text.is_some_and(|text| {
-            ["enable_thinking", "reasoning_effort"]
-                .iter()
-                .any(|word| text.contains(word))
-        }),
-    })
-}
-
 /// The shards of one model lie in one folder.
 fn gguf_loader(files: &[PathBuf]) -> Box<dyn Loader> {
     let folder = files[0].parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -238,6 +209,11 @@ fn folder_loader(path: &Path) -> Result<Box<dyn Loader>, LoadError> {
     NormalLoaderBuilder::new(NormalSpecificConfig::default(), None, None, folder, false, None)
         .build(None)
         .map_err(|error| engine_error(&error))
+}
+
+fn seeing_loader(path: &Path) -> Box<dyn Loader> {
+    let folder = Some(path.to_string_lossy().into_owned());
+    MultimodalLoaderBuilder::new(MultimodalSpecificConfig::default(), None, None, folder, None).build(None)
 }
 
 fn embedding_loader(path: &Path) -> Box<dyn Loader> {
@@ -262,36 +238,6 @@ fn engine_error(error: &impl std::fmt::Display) -> LoadError {
     LoadError::Engine(format!("the engine refuses the model: {first}"))
 }
 
-/// What the model's tokens say. Special tokens are silent, but for those that begin and end a call or a thought.
-fn vocabulary(pipeline: &dyn Pipeline) -> Option<Vocabulary> {
-    let metadata = pipeline.get_metadata();
-    let tokenizer = pipeline.tokenizer()?;
-    let tokens = metadata.tok_env()?;
-    let mark = |mark: &'static str| Some((tokens.tok_trie().get_special_token(mark)?, mark));
-    let marks: HashMap<u32, &str> = tools::MARKS
-        .into_iter()
-        .chain(thought::MARKS)
-        .filter_map(mark)
-        .collect();
-    let decode = move |ids: &[u32]| {
-        let parts = ids.split_inclusive(|id| marks.contains_key(id));
-        let text = parts.map(|part| {
-            let mark = part
-                .last()
-                .and_then(|last| marks.get(last))
-                .copied()
-                .unwrap_or_default();
-            tokenizer.decode(part, true).unwrap_or_default() + mark
-        });
-        text.collect()
-    };
-    Some(Vocabulary {
-        decode: Box::new(decode),
-        bytes: Box::new(move |id| tokens.tok_trie().decode_ext(&[id], true)),
-        ends: metadata.eos_tok.clone(),
-    })
-}
-
 /// A loaded model.
 #[derive(Clone)]
 struct Mistral {
@@ -304,19 +250,6 @@ struct Mistral {
     context: u32,
     /// One at a time, where the engine cannot take two requests at once.
     turns: Turns,
-}
-
-/// What a model that answers in words needs.
-#[derive(Clone)]
-struct Speech {
-    vocabulary: Arc<Vocabulary>,
-    grounds: Grounds,
-    /// Its chat template tells of tools, in a form that is read here.
-    knows_tools: bool,
-    /// Its chat template knows thoughts.
-    reasons: bool,
-    /// Its chat template switches thinking.
-    thinks: bool,
 }
 
 impl Engine for Mistral {
@@ -339,8 +272,9 @@ impl Engine for Mistral {
             let speech = self.speech.clone().ok_or(EngineError::Unsuited {
                 does: "makes embeddings",
             })?;
+            let (request, pictures, images) = look(speech.eyes.clone(), request).await?;
             self.with_pipeline(move |pipeline| {
-                let prompt = prompt::tokenize(pipeline, &speech, &request)?;
+                let prompt = prompt::tokenize(pipeline, &speech, &request, &images, context)?;
                 let guide = speech.grounds.guide(&request)?;
                 let dialect = request.tools.as_ref().map(|_| speech.grounds.dialect);
                 let written = request.prompt.written(&speech.vocabulary.decode);
@@ -359,6 +293,7 @@ impl Engine for Mistral {
                     guide,
                     dialect,
                     thought,
+                    pictures: pictures.into(),
                     ..prepared
                 })
             })
@@ -441,6 +376,26 @@ impl Engine for Mistral {
     }
 }
 
+/// Decodes the request's images, and counts the tokens of each.
+async fn look(eyes: Option<Arc<Eyes>>, request: Request) -> Result<(Request, Vec<Picture>, Vec<u64>), EngineError> {
+    let Some(eyes) = eyes.filter(|_| request.prompt.images().next().is_some()) else {
+        return Ok((request, Vec::new(), Vec::new()));
+    };
+    let work = tokio::task::spawn_blocking(move || {
+        let (pictures, tokens) = eyes.look(&request)?;
+        Ok((request, pictures, tokens))
+    });
+    work.await.unwrap_or_else(|panic| {
+        Err(EngineError::Invalid {
+            param: "messages".to_owned(),
+            message: format!(
+                "`messages` has an image that breaks its decoder ({}); send it in another format.",
+                panic_text(panic)
+            ),
+        })
+    })
+}
+
 impl Mistral {
     /// Does some work with the pipeline. A template is code from the model file, and its thread cannot be stopped.
     async fn with_pipeline<T: Send + 'static>(
@@ -491,6 +446,7 @@ impl Mistral {
             guide,
             dialect,
             thought,
+            pictures,
             ..
         } = prepared;
         let answer = Answer::new(prepared.prompt_tokens(), *budget, request.stop.clone(), *dialect);
@@ -499,9 +455,23 @@ impl Mistral {
         let choose = Choose {
             sampler: Sampler::new(prepared.sampling(), prompt.len(), request.logprobs),
             guide: Mutex::new(guide.clone()),
+            never: speech.eyes.as_ref().map(|eyes| eyes.never_said()).unwrap_or_default(),
+            expected: AtomicUsize::new(prompt.len()),
             choices,
             turn,
             _slot: slot,
+        };
+        let message = if pictures.is_empty() {
+            RequestMessage::CompletionTokens(prompt.to_vec())
+        } else {
+            RequestMessage::MultimodalChat {
+                images: pictures.iter().map(Picture::to_image).collect(),
+                audios: Vec::new(),
+                videos: Vec::new(),
+                messages: prompt::conversation(speech, request),
+                enable_thinking: request.thinking.enabled,
+                reasoning_effort: prompt::effort(request),
+            }
         };
         // Room for all it can say: the engine's one thread waits for a full channel, and all requests with it.
         let (response, responses) = mpsc::channel(*budget as usize + 8);
@@ -510,7 +480,7 @@ impl Mistral {
             logits_processors: Some(vec![Arc::new(choose) as Arc<dyn CustomLogitsProcessor>]),
             is_streaming: true,
             ..NormalRequest::new_simple(
-                RequestMessage::CompletionTokens(prompt.to_vec()),
+                message,
                 SamplingParams {
                     temperature: Some(0.0),
                     max_len: Some(*budget as usize),
@@ -540,51 +510,5 @@ fn reason(response: Response) -> Option<String> {
         Response::InternalError(error) | Response::ValidationError(error) => Some(error.to_string()),
         Response::ModelError(reason, _) | Response::CompletionModelError(reason, _) => Some(reason),
         _ => None,
-    }
-}
-
-/// Our choice of tokens, in the engine's terms.
-struct Choose {
-    sampler: Sampler,
-    guide: Mutex<Option<Guide>>,
-    choices: mpsc::UnboundedSender<Choice>,
-    /// Over when the engine drops the request.
-    turn: Turn,
-    _slot: Slot,
-}
-
-impl Choose {
-    /// Most choices fit the grammar unasked, and looking at one token is cheaper than looking at all.
-    fn choose(&self, logits: &[f32], context: &[u32]) -> Choice {
-        let mut sampled = self.sampler.sample(logits, context);
-        let mut is_last = false;
-        let mut guide = self.guide.lock().map_err(|error| error.to_string())?;
-        if let Some(guide) = &mut *guide {
-            if !guide.allows(sampled.token)? {
-                let mut left = logits.to_vec();
-                guide.rule_out(&mut left)?;
-                sampled = self.sampler.sample_again(logits, left, context);
-            }
-            is_last = guide.take(sampled.token)?;
-        }
-        Ok(Chosen { sampled, is_last })
-    }
-}
-
-impl CustomLogitsProcessor for Choose {
-    fn apply(&self, logits: &Tensor, context: &[u32]) -> EngineResult<Tensor> {
-        let device = logits.device();
-        let logits: Vec<f32> = logits.to_vec1()?;
-        let choice = self.choose(&logits, context);
-        self.turn.step();
-        let mut only = vec![f32::NEG_INFINITY; logits.len()];
-        let token = choice.as_ref().map_or(0, |chosen| chosen.sampled.token);
-        if let Some(logit) = only.get_mut(token as usize) {
-            *logit = 1.0;
-        }
-        // A closed channel is a client that left. It must not become an error here: the engine would break off the
-        // step for every request in the batch. It finds its own channel closed a moment later.
-        let _ = self.choices.send(choice);
-        Tensor::from_vec(only, logits.len(), device)
     }
 }

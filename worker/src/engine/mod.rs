@@ -15,6 +15,8 @@ mod gguf;
 mod grammar;
 #[cfg(feature = "engine")]
 mod mistral;
+#[cfg(feature = "engine")]
+mod picture;
 mod progress;
 mod request;
 mod run;
@@ -22,6 +24,7 @@ mod safetensors;
 mod sampling;
 mod schema;
 pub mod scripted;
+mod sight;
 mod text;
 mod thought;
 mod tools;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wire::openai::{Input, Message, Sampling, Thinking, Tool};
+use wire::openai::{Input, Message, Sampling, Thinking, Tool, media};
 
 use super::{EngineError, grammar::Guide, thought::Start, tools::Dialect};
 
@@ -63,6 +63,15 @@ pub struct Tools {
 }
 
 impl Prompt {
+    /// Its images, each with its path and its base64.
+    pub(super) fn images(&self) -> impl Iterator<Item = (String, &str)> {
+        let messages = match self {
+            Self::Chat(messages) => messages.as_slice(),
+            Self::Raw(_) => &[],
+        };
+        media(messages).filter_map(|(at, part)| Some((format!("{at}.image_url.url"), part.image_data()?)))
+    }
+
     /// The prompt as text, if it came as it stands; `decode` makes text of tokens.
     pub(super) fn written(&self, decode: impl Fn(&[u32]) -> String) -> String {
         match self {
@@ -90,6 +99,9 @@ pub struct Prepared {
     pub(super) dialect: Option<Dialect>,
     /// Where its thoughts begin, if the model may think.
     pub(super) thought: Option<Start>,
+    /// The images in the prompt, in their order.
+    #[cfg(feature = "engine")]
+    pub(super) pictures: Arc<[super::picture::Picture]>,
     /// Makes this choice's seed differ from its siblings'.
     pub(super) choice: u64,
 }
@@ -115,6 +127,8 @@ impl Prepared {
             guide: None,
             dialect: None,
             thought: None,
+            #[cfg(feature = "engine")]
+            pictures: Arc::default(),
             choice: 0,
         })
     }

@@ -40,12 +40,7 @@ pub fn inspect(folder: &Path) -> Result<ModelFacts, LoadError> {
             fault,
         })?;
     }
-    let path = folder.join("config.json");
-    let config = std::fs::read(&path).map_err(unreadable(&path))?;
-    let config: Value = serde_json::from_slice(&config).map_err(|error| LoadError::Damaged {
-        path,
-        fault: format!("it is not JSON ({error})"),
-    })?;
+    let config = config(folder)?;
     let text = |key: &str| config[key].as_str().map(str::to_owned);
     Ok(ModelFacts {
         context_length: config["max_position_embeddings"]
@@ -55,6 +50,18 @@ pub fn inspect(folder: &Path) -> Result<ModelFacts, LoadError> {
         architecture: text("model_type"),
         ..ModelFacts::default()
     })
+}
+
+/// What `config.json` says.
+pub fn config(folder: &Path) -> Result<Value, LoadError> {
+    let path = folder.join("config.json");
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| LoadError::Damaged {
+            path,
+            fault: format!("it is not JSON ({error})"),
+        }),
+        Err(source) => Err(LoadError::Unreadable { path, source }),
+    }
 }
 
 /// Checks one file of `length` bytes.

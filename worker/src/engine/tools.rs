@@ -197,7 +197,11 @@ pub fn spell_out(messages: Vec<Message>, tools: Option<&Tools>) -> Vec<Message> 
         }
         spelled.push(Message {
             role: if is_result { Role::User } else { message.role },
-            content: text.into(),
+            content: if is_result || !message.tool_calls.is_empty() {
+                text.into()
+            } else {
+                message.content
+            },
             name: message.name.filter(|_| !is_result),
             ..Message::default()
         });

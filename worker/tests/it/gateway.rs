@@ -16,6 +16,7 @@ use axum::{
 use hmac::{Hmac, Mac};
 use serde_json::json;
 use sha2::Sha256;
+use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use wire::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, HeartbeatReply, Leave, Registered, Registration};
 
@@ -114,21 +115,23 @@ impl Gateway {
     /// Starts a scripted worker `w1` that wants to join here.
     pub fn unjoined_worker(&self, script: &serde_json::Value, more: &[&str]) -> Worker {
         let folder = tempfile::tempdir().unwrap();
-        let token = secret_file(folder.path(), "join", "join-me");
         let script_path = folder.path().join("script.json");
         std::fs::write(&script_path, script.to_string()).unwrap();
         let script_path = script_path.to_str().unwrap().to_owned();
+        let engine = ["--device", "scripted", "--script", &script_path];
+        self.starting_worker(folder, &[&engine[..], more].concat())
+    }
+
+    /// Starts a worker `w1` that wants to join here.
+    pub fn starting_worker(&self, folder: TempDir, engine: &[&str]) -> Worker {
+        let token = secret_file(folder.path(), "join", "join-me");
         let gateway = format!("http://{}", self.address);
         let state = folder.path().join("state.json").to_str().unwrap().to_owned();
         let usual = [
-            "--device",
-            "scripted",
             "--model",
             "m",
             "--id",
             "w1",
-            "--script",
-            &script_path,
             "--gateway",
             &gateway,
             "--join-token-file",
@@ -136,7 +139,7 @@ impl Gateway {
             "--state-file",
             &state,
         ];
-        Worker::start(folder, &[&usual[..], more].concat())
+        Worker::start(folder, &[&usual[..], engine].concat())
     }
 }
 

@@ -16,11 +16,15 @@ mod model;
 #[cfg(feature = "engine")]
 mod real_embeddings;
 #[cfg(feature = "engine")]
+mod real_images;
+#[cfg(feature = "engine")]
 mod real_model;
 #[cfg(feature = "engine")]
 mod real_safetensors;
 #[cfg(feature = "engine")]
 mod real_tools;
+#[cfg(feature = "engine")]
+mod seeing;
 #[cfg(feature = "engine")]
 mod tiny;
 mod tools;

@@ -41,6 +41,20 @@ pub async fn start(path: &std::path::Path, more: &[&str]) -> Worker {
     Worker::alone_with(folder, &args).await.ready().await
 }
 
+/// The last words of a worker that cannot load the model at `path`.
+pub async fn refused(path: &std::path::Path) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let args = args(&folder, path);
+    let mut worker = Worker::start(folder, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(worker.end().await, Some(1), "{}", path.display());
+    let words = worker.last_words().await;
+    assert!(
+        words.starts_with("hive-worker: the model could not be loaded: "),
+        "{words}"
+    );
+    words
+}
+
 /// Greedy and short.
 pub fn ask(content: &str) -> Value {
     with(streamed(content), json!({"temperature": 0, "max_tokens": 24}))
@@ -277,15 +291,7 @@ async fn a_damaged_model_says_so_and_ends() {
         (empty, "neither *.gguf nor *.safetensors"),
     ];
     for (path, why) in cases {
-        let own = tempfile::tempdir().unwrap();
-        let args = args(&own, &path);
-        let mut worker = Worker::start(own, &args.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(worker.end().await, Some(1), "{}", path.display());
-        let words = worker.last_words().await;
-        assert!(
-            words.starts_with("hive-worker: the model could not be loaded: "),
-            "{words}"
-        );
+        let words = refused(&path).await;
         assert!(words.contains(why) && words.contains(path.to_str().unwrap()), "{words}");
     }
 }

@@ -72,6 +72,22 @@ async fn a_folder_of_safetensors_chats_by_its_own_template() {
         rest = &rest[word.len()..];
     }
     assert_eq!(rest, "", "{text}");
+    let image = json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]);
+    let blind = worker
+        .ask(&with(
+            streamed("."),
+            json!({"messages": [{"role": "user", "content": image}]}),
+        ))
+        .await;
+    let error = blind.json()["error"].clone();
+    assert_eq!(
+        (blind.status.as_u16(), error["param"].as_str()),
+        (400, Some("messages[0].content[0].type"))
+    );
+    assert!(
+        error["message"].as_str().unwrap().contains("`m` reads text only"),
+        "{error}"
+    );
     let long = worker.ask(&with(streamed("x ".repeat(64)), json!({}))).await;
     assert_eq!(
         (long.status.as_u16(), long.code()),

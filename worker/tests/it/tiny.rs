@@ -36,11 +36,11 @@ fn weights(prefix: &str) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// A safetensors file: the length of its head, the head, and numbers between -0.5 and 0.5 that look like chance.
-fn write_weights(path: &Path, prefix: &str) {
+/// The one safetensors file of a folder: the length of its head, the head, and numbers between -0.5 and 0.5 that look like chance.
+pub fn write_weights(folder: &Path, weights: Vec<(String, Vec<usize>)>) {
     let (mut head, mut data) = (Map::new(), Vec::new());
     let mut state = 1_u32;
-    for (name, shape) in weights(prefix) {
+    for (name, shape) in weights {
         let start = data.len();
         for _ in 0..shape.iter().product() {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -54,7 +54,7 @@ fn write_weights(path: &Path, prefix: &str) {
     let mut file = (head.len() as u64).to_le_bytes().to_vec();
     file.extend(head.bytes());
     file.extend(data);
-    std::fs::write(path, file).unwrap();
+    std::fs::write(folder.join("model.safetensors"), file).unwrap();
 }
 
 /// Writes the model into `folder`; its weights' names begin with `prefix`.
@@ -90,7 +90,7 @@ pub fn write_model(folder: &Path, prefix: &str) {
                 "special_tokens": {end: {"id": end, "ids": [0], "tokens": [end]}}},
             "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": WORDS[1]}}),
     );
-    write_weights(&folder.join("model.safetensors"), prefix);
+    write_weights(folder, weights(prefix));
 }
 
 /// Writes a file of JSON.

@@ -3,31 +3,89 @@
 //! The engine's own types come through [`super`], which alone names their crate.
 
 use serde_json::Value;
-use wire::openai::{Effort, Input, Message, Role};
+use wire::openai::{Content, Effort, Input, Message, Role};
 
 use super::{EngineTool, Function, MessageContent, Pipeline, ReasoningEffort, Speech, ToolType};
 use crate::engine::{
     EngineError, Prompt, Request,
+    sight::Sight,
     tools::{self, Dialect},
 };
 
-/// The prompt as the model sees it.
-pub fn tokenize(pipeline: &dyn Pipeline, speech: &Speech, request: &Request) -> Result<Vec<u32>, EngineError> {
+/// The prompt as the model sees it, with as many tokens for each image as `images` says.
+pub fn tokenize(
+    pipeline: &dyn Pipeline,
+    speech: &Speech,
+    request: &Request,
+    images: &[u64],
+    context: u32,
+) -> Result<Vec<u32>, EngineError> {
     let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
     known(pipeline, biased, "logit_bias")?;
+    if let Prompt::Raw(input) = &request.prompt {
+        let tokens = tokens_of(pipeline, input.clone(), "prompt")?;
+        speech.check_marks(&tokens, 0, "prompt")?;
+        return Ok(tokens);
+    }
+    let (mut tokens, text) = rendered(pipeline, speech, request)?;
+    speech.check_marks(&tokens, images.len(), "messages")?;
+    if let (Some(eyes), [_, ..]) = (&speech.eyes, images) {
+        // Far too many are not written out first.
+        let all = (tokens.len() - images.len()) as u64 + images.iter().sum::<u64>();
+        if all > context.into() {
+            let prompt = u32::try_from(all).unwrap_or(u32::MAX);
+            let asked = request.max_tokens;
+            return Err(EngineError::ContextLength { context, prompt, asked });
+        }
+        return spread(pipeline, &eyes.sight, &tokens, images);
+    }
+    // Templates that write the begin mark meet tokenizers that add it: one is enough.
+    let begin = pipeline.get_chat_template().and_then(|template| template.bos_tok());
+    if begin.is_some_and(|begin| text.starts_with(&begin)) && tokens.len() > 1 && tokens[0] == tokens[1] {
+        tokens.remove(0);
+    }
+    Ok(tokens)
+}
+
+/// What the engine makes of a prompt that has images: it goes back to text, and to tokens again.
+fn spread(pipeline: &dyn Pipeline, sight: &Sight, tokens: &[u32], images: &[u64]) -> Result<Vec<u32>, EngineError> {
+    let failed = |error: &dyn std::fmt::Display| EngineError::Failed(format!("the tokenizer fails: {error}"));
+    let tokenizer = pipeline.tokenizer().ok_or_else(no_tokenizer)?;
+    let text = tokenizer.decode(tokens, false).map_err(|error| failed(&error))?;
+    let encoding = tokenizer
+        .encode_fast(sight.spread(&text, images), false)
+        .map_err(|error| failed(&error))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// A conversation as the model's chat template reads it. The engine renders one that has images itself and takes calls
+/// into its own hands when it is told of tools: so there they are told in words.
+pub fn conversation<M: FromIterator<(String, MessageContent)>>(speech: &Speech, request: &Request) -> Vec<M> {
     let messages = match &request.prompt {
-        Prompt::Raw(input) => return tokens_of(pipeline, input.clone(), "prompt"),
-        Prompt::Chat(messages) if speech.knows_tools => messages.clone(),
+        Prompt::Raw(_) => Vec::new(),
+        Prompt::Chat(messages) if speech.tells_tools(request) => messages.clone(),
         Prompt::Chat(messages) => tools::spell_out(messages.clone(), request.tools.as_ref()),
     };
     let dialect = speech.grounds.dialect;
-    let messages = messages
-        .iter()
-        .map(|message| fields(message, dialect).into_iter().collect());
+    let messages = messages.iter().map(|message| fields(message, dialect));
+    messages.map(M::from_iter).collect()
+}
+
+/// How much to think, in the engine's terms.
+pub fn effort(request: &Request) -> Option<ReasoningEffort> {
+    request.thinking.effort.map(|effort| match effort {
+        Effort::Low => ReasoningEffort::Low,
+        Effort::Medium => ReasoningEffort::Medium,
+        Effort::High => ReasoningEffort::High,
+    })
+}
+
+/// A conversation by the chat template: its tokens, and its text.
+fn rendered(pipeline: &dyn Pipeline, speech: &Speech, request: &Request) -> Result<(Vec<u32>, String), EngineError> {
     let shown = request
         .tools
         .iter()
-        .filter(|_| speech.knows_tools)
+        .filter(|_| speech.tells_tools(request))
         .flat_map(|tools| &tools.list);
     let shown = shown.map(|(_, tool)| EngineTool {
         tp: ToolType::Function,
@@ -40,30 +98,20 @@ pub fn tokenize(pipeline: &dyn Pipeline, speech: &Speech, request: &Request) -> 
                 .map(|keys| keys.clone().into_iter().collect()),
         },
     });
-    let effort = request.thinking.effort.map(|effort| match effort {
-        Effort::Low => ReasoningEffort::Low,
-        Effort::Medium => ReasoningEffort::Medium,
-        Effort::High => ReasoningEffort::High,
-    });
-    let rendered = pipeline.get_processor().process(
+    let processor = pipeline.get_processor();
+    let rendered = processor.process(
         pipeline,
-        messages.collect(),
+        conversation(speech, request),
         true,
         true,
         request.thinking.enabled,
-        effort,
+        effort(request),
         shown.collect(),
     );
-    let (mut tokens, text) = rendered.map_err(|error| EngineError::Invalid {
+    rendered.map_err(|error| EngineError::Invalid {
         param: "messages".to_owned(),
         message: format!("`messages` do not fit the model's chat template: {error:#}."),
-    })?;
-    // Templates that write the begin mark meet tokenizers that add it: one is enough.
-    let begin = pipeline.get_chat_template().and_then(|template| template.bos_tok());
-    if begin.is_some_and(|begin| text.starts_with(&begin)) && tokens.len() > 1 && tokens[0] == tokens[1] {
-        tokens.remove(0);
-    }
-    Ok(tokens)
+    })
 }
 
 /// A message as chat templates read it.
@@ -84,13 +132,18 @@ fn fields(message: &Message, dialect: Dialect) -> Vec<(String, MessageContent)> 
             .collect(),
         _ => id.to_owned(),
     };
-    let mut fields = vec![("role", role.as_str().to_owned()), ("content", message.content.text())];
-    fields.extend(message.name.clone().map(|name| ("name", name)));
-    fields.extend(message.reasoning.clone().map(|text| ("reasoning_content", text)));
-    fields.extend(message.tool_call_id.as_deref().map(|call| ("tool_call_id", id(call))));
-    let texts = fields
+    let text = |text: &str| MessageContent::Left(text.to_owned());
+    let call_id = message.tool_call_id.as_deref().map(id);
+    let fields = [
+        ("role", Some(text(role.as_str()))),
+        ("content", Some(content(&message.content))),
+        ("name", message.name.as_deref().map(text)),
+        ("reasoning_content", message.reasoning.as_deref().map(text)),
+        ("tool_call_id", call_id.as_deref().map(text)),
+    ];
+    let fields = fields
         .into_iter()
-        .map(|(key, text)| (key.to_owned(), MessageContent::Left(text)));
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)));
     let calls = message.tool_calls.iter().map(|call| {
         let function = serde_json::json!({"name": call.name, "arguments": tools::parsed_arguments(call)});
         let keys = [
@@ -102,7 +155,22 @@ fn fields(message: &Message, dialect: Dialect) -> Vec<(String, MessageContent)> 
     });
     let calls =
         (!message.tool_calls.is_empty()).then(|| ("tool_calls".to_owned(), MessageContent::Right(calls.collect())));
-    texts.chain(calls).collect()
+    fields.chain(calls).collect()
+}
+
+/// What a message says: its text, or its parts if there is an image among them.
+fn content(content: &Content) -> MessageContent {
+    if content.parts().iter().all(|part| part.text().is_some()) {
+        return MessageContent::Left(content.text());
+    }
+    let parts = content.parts().iter().map(|part| {
+        let keys = match part.text() {
+            Some(text) => vec![("type", Value::from("text")), ("text", text.into())],
+            None => vec![("type", "image".into())],
+        };
+        keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    });
+    MessageContent::Right(parts.collect())
 }
 
 /// The tokens of a text as it stands, or token ids if they are the model's.
