@@ -15,12 +15,11 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Query, Request, State, rejection::BytesRejection},
+    extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State, rejection::BytesRejection},
     http::{HeaderMap, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
-    serve::ListenerExt,
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use hmac::{Hmac, Mac};
@@ -32,6 +31,7 @@ use tokio::net::TcpListener;
 use wire::{CHALLENGE_PATH, ChallengeAnswer, EPOCH_HEADER, PROMPT_TOKENS_HEADER, REQUEST_HEADER, WorkerState};
 
 use crate::{
+    door::{Door, Guest},
     engine::{Engine, EngineError, Event, FinishReason, Prepared, Usage},
     slots::Slot,
     state::{Worker, hex, random_hex},
@@ -45,14 +45,9 @@ const BODY_LIMIT: usize = 8 << 20;
 
 /// Serves until the worker closes, then lets open connections end.
 pub async fn serve(listener: TcpListener, worker: Arc<Worker>) {
-    let listener = listener.tap_io(|connection| {
-        // Tokens are small and must leave at once.
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
     let close = worker.close.clone();
-    let served = axum::serve(listener, router(worker)).with_graceful_shutdown(close.cancelled_owned());
+    let service = router(worker).into_make_service_with_connect_info::<Guest>();
+    let served = axum::serve(Door::new(listener), service).with_graceful_shutdown(close.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "the listener failed");
     }
@@ -75,8 +70,14 @@ fn router(worker: Arc<Worker>) -> Router {
 }
 
 /// Lets in whoever shows the dispatch bearer.
-async fn for_the_gateway_only(State(worker): State<Arc<Worker>>, request: Request, next: Next) -> Response {
+async fn for_the_gateway_only(
+    State(worker): State<Arc<Worker>>,
+    ConnectInfo(guest): ConnectInfo<Guest>,
+    request: Request,
+    next: Next,
+) -> Response {
     if shows(request.headers(), worker.dispatch_token.expose_secret()) {
+        guest.welcome();
         next.run(request).await
     } else {
         Refusal::WrongBearer.into_response()
@@ -322,7 +323,7 @@ struct Challenge {
 async fn challenge(
     State(worker): State<Arc<Worker>>,
     query: Result<Query<Challenge>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<ChallengeAnswer>, Refusal> {
+) -> Result<impl IntoResponse, Refusal> {
     let Ok(Query(Challenge { nonce })) = query else {
         return Err(Refusal::invalid("nonce", "is missing; the challenge is `?nonce=<hex>`"));
     };
@@ -332,7 +333,9 @@ async fn challenge(
     let mut proof = Hmac::<Sha256>::new_from_slice(worker.dispatch_token.expose_secret().as_bytes())
         .map_err(|error| Refusal::Failed(error.to_string()))?;
     proof.update(format!("{}\n{nonce}", worker.id).as_bytes());
-    Ok(Json(ChallengeAnswer {
+    let answer = Json(ChallengeAnswer {
         proof: hex(&proof.finalize().into_bytes()),
-    }))
+    });
+    // Whoever asks is still a stranger, and shown out soon: nothing else should be sent here.
+    Ok(([(header::CONNECTION, "close")], answer))
 }

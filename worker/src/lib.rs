@@ -7,6 +7,7 @@
 
 mod api;
 mod config;
+mod door;
 mod engine;
 mod error;
 mod membership;

@@ -4,11 +4,16 @@ use std::collections::BTreeSet;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use wire::CHALLENGE_PATH;
 
 use super::{
     gateway::Gateway,
-    worker::{Answer, Worker, client, streamed, with},
+    worker::{Answer, PATIENCE, Worker, client, streamed, with},
 };
 
 #[tokio::test]
@@ -50,6 +55,34 @@ async fn strangers_get_nowhere_but_to_the_challenge() {
         .get(format!("{}/healthz", worker.url))
         .header("authorization", "bearer dispatch-me");
     assert_eq!(lower.send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn who_shows_no_bearer_is_shown_out_and_the_gateway_may_stay() {
+    let worker = Worker::alone(json!({}), &[]).await.ready().await;
+    let address = worker.url.strip_prefix("http://").unwrap();
+    let connect = async |begins: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(begins.as_bytes()).await.unwrap();
+        stream
+    };
+    let ask = |bearer: &str| format!("GET /healthz HTTP/1.1\r\nhost: w\r\nauthorization: Bearer {bearer}\r\n\r\n");
+    let mut gateway = connect(&ask("dispatch-me")).await;
+    let strangers = ["", "GET /healthz HT", &ask("wrong")];
+    let mut connected = Vec::new();
+    for begins in strangers {
+        connected.push((begins, connect(begins).await));
+    }
+    for (begins, mut stranger) in connected {
+        let shown_out = timeout(PATIENCE, stranger.read_to_end(&mut Vec::new())).await;
+        assert!(shown_out.is_ok(), "still there after {begins:?}");
+    }
+    gateway.write_all(ask("dispatch-me").as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    while String::from_utf8_lossy(&said).matches("HTTP/1.1 200").count() < 2 {
+        let read = timeout(PATIENCE, gateway.read_buf(&mut said)).await.unwrap().unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&said));
+    }
 }
 
 #[tokio::test]
