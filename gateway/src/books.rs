@@ -34,8 +34,10 @@ use crate::{
 
 /// Entries that may wait for a database that cannot be written; more are dropped, and counted in the log.
 const BACKLOG: usize = 100_000;
-/// Entries written in one transaction.
+/// Postings taken in at once.
 const BATCH: usize = 512;
+/// How long a transaction waits for company: a short request's beginning, worker and end are then one row, written once.
+const COMPANY: Duration = Duration::from_millis(5);
 
 /// Where entries are opened, cancelled and read.
 #[derive(Debug, Clone)]
@@ -341,21 +343,30 @@ fn millis(duration: Duration) -> i64 {
 }
 
 async fn write(db: SqlitePool, mut postings: mpsc::UnboundedReceiver<Posting>, unwritten: Arc<AtomicUsize>) {
-    let mut waiting: Vec<RequestView> = Vec::new();
+    // By id, the latest of each.
+    let mut waiting: HashMap<String, RequestView> = HashMap::new();
     let mut incoming = Vec::with_capacity(BATCH);
     let mut dropped = 0_u64;
     while postings.recv_many(&mut incoming, BATCH).await > 0 {
+        tokio::time::sleep(COMPANY).await;
+        while incoming.len() < BATCH
+            && let Ok(posting) = postings.try_recv()
+        {
+            incoming.push(posting);
+        }
         let mut askers = Vec::new();
         for posting in incoming.drain(..) {
             match posting {
-                Posting::Entry(view) if waiting.len() < BACKLOG => waiting.push(*view),
+                Posting::Entry(view) if waiting.len() < BACKLOG || waiting.contains_key(&view.id) => {
+                    waiting.insert(view.id.clone(), *view);
+                }
                 Posting::Entry(_) => dropped += 1,
                 Posting::Flush(asker) => askers.push(asker),
             }
         }
         match write_batch(&db, &waiting).await {
             Ok(()) => {
-                let ended = waiting.iter().filter(|view| view.total_ms.is_some()).count();
+                let ended = waiting.values().filter(|view| view.total_ms.is_some()).count();
                 unwritten.fetch_sub(ended, Ordering::Relaxed);
                 waiting.clear();
                 if dropped > 0 {
@@ -379,12 +390,12 @@ async fn write(db: SqlitePool, mut postings: mpsc::UnboundedReceiver<Posting>, u
     }
 }
 
-async fn write_batch(db: &SqlitePool, views: &[RequestView]) -> Result<(), DbError> {
+async fn write_batch(db: &SqlitePool, views: &HashMap<String, RequestView>) -> Result<(), DbError> {
     if views.is_empty() {
         return Ok(());
     }
     let mut transaction = db.begin().await?;
-    for view in views {
+    for view in views.values() {
         db::requests::write(&mut transaction, view).await?;
     }
     transaction.commit().await?;
