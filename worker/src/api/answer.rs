@@ -84,6 +84,9 @@ pub fn choices(all: impl IntoIterator<Item = BoxStream<'static, Event>>) -> Choi
     stream::select_all(numbered)
 }
 
+/// Bytes of text, and tokens with their log-probabilities, of an echo in one event.
+const PIECE: (usize, usize) = (8 * 1024, 64);
+
 /// A prompt that is told before its continuation.
 #[derive(Debug, Clone, Default)]
 pub struct Echo {
@@ -91,6 +94,21 @@ pub struct Echo {
     pub text: String,
     /// Its tokens, if it is wanted to know how likely they were.
     pub logprobs: Vec<TokenLogprob>,
+}
+
+impl Echo {
+    /// Itself in pieces that each make a small event: a gateway takes none of more than 256 KiB.
+    fn pieces(&self) -> Vec<(&str, &[TokenLogprob])> {
+        let (mut text, mut logprobs) = (self.text.as_str(), self.logprobs.as_slice());
+        let mut pieces = Vec::new();
+        while !text.is_empty() || !logprobs.is_empty() {
+            let (told, rest) = text.split_at(text.floor_char_boundary(PIECE.0));
+            let (known, untold) = logprobs.split_at(logprobs.len().min(PIECE.1));
+            pieces.push((told, known));
+            (text, logprobs) = (rest, untold);
+        }
+        pieces
+    }
 }
 
 /// How an answer is told.
@@ -446,8 +464,11 @@ impl Writer {
                     let calls = self.telling.must_call || call == Some(i);
                     self.chat(i, Delta::Role { calls }, None, None);
                 }
-                Form::Text { .. } if echo.text.is_empty() => {}
-                Form::Text { .. } => self.text(i, &echo.text, some(&echo.logprobs), None),
+                Form::Text { .. } => {
+                    for (text, logprobs) in echo.pieces() {
+                        self.text(i, text, some(logprobs), None);
+                    }
+                }
             }
             self.choices[i].offset = echo.text.chars().count();
         }

@@ -77,6 +77,17 @@ async fn a_text_goes_on_without_any_template() {
 }
 
 #[tokio::test]
+async fn a_long_echo_comes_in_events_that_a_gateway_takes() {
+    let worker = Worker::alone(json!({"tokens": ["b"]}), &[]).await.ready().await;
+    let prompt = "xé".repeat(100_000);
+    let body = ask(json!(prompt), json!({"echo": true}));
+    let streamed = worker.post("/v1/completions", &body).await;
+    let largest = streamed.events().iter().map(|event| event.len()).max().unwrap();
+    assert!(largest < 64 * 1024, "{largest}");
+    assert_eq!(said(&streamed, 1), pairs(&[(&(prompt + "b"), "stop")]));
+}
+
+#[tokio::test]
 async fn prompts_in_a_list_each_get_their_choices_in_order() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
     let lists = ask(json!(["one", "two three"]), json!({"n": 2}));
