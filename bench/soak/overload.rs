@@ -80,6 +80,8 @@ pub async fn run(plan: Plan) -> Report {
     );
 
     greedy(&house, capacity, time, &mut report, &mut all).await;
+    let untrue = all.count("503 no_worker");
+    report.check(untrue == 0, "nobody is told that there is no worker", untrue);
     gauges::settle(&house, &mut report, &all, false).await;
     report
 }

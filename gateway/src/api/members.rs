@@ -120,23 +120,26 @@ pub async fn register(
     member.facts = registration.facts;
     member.labels = registration.labels;
     member.weight = registration.weight.unwrap_or(1.0);
+    let (model, url) = (member.models[0].to_string(), member.target.url.clone());
+    state
+        .dispatcher
+        .apply(Event::Joined(Box::new(member)))
+        .map_err(|refused| refusal(refused, &registration.id))?;
     tracing::info!(
         worker = registration.id.as_str(),
         epoch,
-        model = member.models[0].as_str(),
-        url = member.target.url,
+        model,
+        url,
         "a worker registered"
     );
     state
         .audit
         .journal
         .record(recorded::Event::now(Kind::WorkerRegister).on(Object {
-            model: Some(member.models[0].to_string()),
+            model: Some(model),
             epoch: Some(epoch),
             ..Object::worker(&registration.id)
         }));
-    // Joining is never refused.
-    let _ = state.dispatcher.apply(Event::Joined(Box::new(member)));
     Ok(Json(Registered {
         id: registration.id,
         epoch,

@@ -33,15 +33,16 @@ pub struct Health {
 }
 
 impl Health {
-    /// Takes note of what a request came to.
-    pub fn note(&mut self, outcome: Outcome, now: Instant) {
+    /// Takes note of what a request came to; `is_probe` if it was given to the worker to see whether it has recovered.
+    pub fn note(&mut self, outcome: Outcome, is_probe: bool, now: Instant) {
         let failed = outcome != Outcome::Fine;
+        let decides = is_probe && self.is_half_open(now);
         self.latest = self.latest << 1 | u16::from(failed);
         if failed {
             self.in_a_row += 1;
             self.broken |= outcome == Outcome::Broken;
-            self.relapsed |= self.is_half_open(now);
-        } else if self.is_half_open(now) {
+            self.relapsed |= decides;
+        } else if decides {
             *self = Self {
                 ejections: self.ejections,
                 forgiven_at: Some(now + LONGEST_EJECTION),
@@ -49,7 +50,7 @@ impl Health {
                 ..Self::default()
             };
         } else {
-            // While it is ejected this clears nothing else: what ends well now began before.
+            // While it is set aside this clears nothing else: what ends well now began before.
             self.in_a_row = 0;
         }
     }

@@ -80,6 +80,8 @@ pub struct Member {
     pub weight: f32,
     /// Leases on it now; only claims and releases change it.
     pub in_flight: u32,
+    /// Those of them that are to show whether it has recovered.
+    pub probes: u32,
     /// Slots that nobody leases and that are taken all the same, as the worker tells it: cancelled, still busy.
     pub still_busy: u32,
     /// Tokens that those leases were expected to take.
@@ -91,6 +93,8 @@ pub struct Member {
     last_seen: Instant,
     drain_wanted: bool,
     health: Health,
+    /// Until then it has no room, as it says.
+    pub full_until: Option<Instant>,
     work: Progress,
 }
 
@@ -127,6 +131,17 @@ pub enum Outcome {
     Broken,
 }
 
+/// How a request on a worker ended, and what that says of the worker.
+#[derive(Debug)]
+pub struct Ending {
+    /// How it went.
+    pub outcome: Outcome,
+    /// Whether it was to show if the worker has recovered.
+    pub is_probe: bool,
+    /// Why it went like that.
+    pub reason: Option<String>,
+}
+
 /// What can happen to the registry.
 #[derive(Debug)]
 pub enum Event {
@@ -142,8 +157,12 @@ pub enum Event {
     DrainWanted(WorkerId),
     /// An operator removed a worker.
     Removed(WorkerId),
-    /// A request on this worker, of this epoch, ended like this, for this reason.
-    Ended(WorkerId, i64, Outcome, Option<String>),
+    /// A request on this worker, of this epoch, ended.
+    Ended(WorkerId, i64, Ending),
+    /// A worker of this epoch has proved that it lives.
+    Proved(WorkerId, i64),
+    /// A worker of this epoch has no room for so long, whatever slots it has.
+    Full(WorkerId, i64, Duration),
     /// Time passed.
     Swept,
 }
@@ -191,6 +210,15 @@ impl Members {
     pub fn apply(&mut self, event: Event, now: Instant) -> Result<bool, Refused> {
         match event {
             Event::Joined(member) => {
+                let (id, epoch) = (&member.target.id, member.target.epoch);
+                // Two registrations at once may come here in the wrong order.
+                let held = self
+                    .by_id
+                    .get(id)
+                    .filter(|held| !held.is_attached() && !member.is_attached());
+                if held.is_some_and(|held| held.target.epoch > epoch) {
+                    return Err(Refused::Stale);
+                }
                 self.by_id.insert(member.target.id.clone(), *member);
                 Ok(false)
             }
@@ -212,9 +240,17 @@ impl Members {
                 true
             }),
             Event::Removed(id) => self.by_id.remove(&id).map(|_| false).ok_or(Refused::Unknown),
-            Event::Ended(id, epoch, outcome, reason) => {
+            Event::Proved(id, epoch) => self.own(&id, epoch).map(|member| {
+                member.health.broken = false;
+                false
+            }),
+            Event::Full(id, epoch, wait) => self.held(&id, epoch).map(|member| {
+                member.full_until = Some(now + wait);
+                false
+            }),
+            Event::Ended(id, epoch, ending) => {
                 let member = self.held(&id, epoch)?;
-                member.judge(outcome, reason, now);
+                member.judge(ending, now);
                 if member.health.is_outlier(now) {
                     self.eject(&id, now);
                 }
@@ -295,9 +331,14 @@ impl Members {
         self.by_id.get_mut(id)
     }
 
-    /// All workers, in no order.
+    /// All workers, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
         self.by_id.values()
+    }
+
+    /// Workers of ours of which a connection broke, and that have not been heard of since.
+    pub fn doubted(&self) -> impl Iterator<Item = &Member> {
+        self.iter().filter(|m| m.health.broken && !m.is_attached())
     }
 
     /// The workers that serve this model.
@@ -383,6 +424,7 @@ impl Member {
             labels: Labels::new(),
             weight: 1.0,
             in_flight: 0,
+            probes: 0,
             still_busy: 0,
             outstanding: 0,
             pace: None,
@@ -390,6 +432,7 @@ impl Member {
             last_seen: now,
             drain_wanted: false,
             health: Health::default(),
+            full_until: None,
             work: Progress {
                 done: (0, 0),
                 stuck_since: None,
@@ -416,17 +459,26 @@ impl Member {
         self.pace.or_else(told).filter(|pace| pace.is_finite() && *pace > 0.0)
     }
 
-    /// Takes one more request that is expected to take so many tokens, as the choice of this number.
-    pub fn claim(&mut self, tokens: u64, choice: u64, now: Instant) {
+    /// Takes one more request that is expected to take so many tokens, as the choice of this number; true if it shows
+    /// whether the worker has recovered.
+    pub fn claim(&mut self, tokens: u64, choice: u64, now: Instant) -> bool {
         self.in_flight += 1;
         self.outstanding += tokens;
         self.last_chosen = choice;
         self.health.try_again(now);
+        let is_probe = self.health.is_half_open(now);
+        self.probes += u32::from(is_probe);
+        is_probe
     }
 
     /// Takes note of how fast one answer came, in tokens per second.
     pub fn note_pace(&mut self, seen: f32) {
         self.pace = Some(self.pace.map_or(seen, |pace| pace + (seen - pace) / 5.0));
+    }
+
+    /// Whether it has said that it has no room now.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_until.is_some_and(|until| now < until)
     }
 
     /// Whether it is set aside as an outlier.
@@ -482,10 +534,10 @@ impl Member {
         }
     }
 
-    fn judge(&mut self, outcome: Outcome, reason: Option<String>, now: Instant) {
-        self.health.note(outcome, now);
-        if outcome != Outcome::Fine {
-            self.message = reason.or(self.message.take());
+    fn judge(&mut self, ending: Ending, now: Instant) {
+        self.health.note(ending.outcome, ending.is_probe, now);
+        if ending.outcome != Outcome::Fine {
+            self.message = ending.reason.or(self.message.take());
         }
     }
 }

@@ -35,10 +35,18 @@ fn state(members: &Members, id: &str, now: Instant) -> WorkerState {
     members.state(members.get(&id.parse().unwrap()).unwrap(), now)
 }
 
+/// What a request comes to that shows whether the worker has recovered, whenever that is open.
 fn ended(members: &mut Members, id: &str, outcome: Outcome, now: Instant) {
-    members
-        .apply(Event::Ended(id.parse().unwrap(), 1, outcome, None), now)
-        .unwrap();
+    ended_as(members, &id.parse().unwrap(), outcome, true, now);
+}
+
+fn ended_as(members: &mut Members, id: &WorkerId, outcome: Outcome, is_probe: bool, now: Instant) {
+    let ending = Ending {
+        outcome,
+        is_probe,
+        reason: None,
+    };
+    members.apply(Event::Ended(id.clone(), 1, ending), now).unwrap();
 }
 
 #[test]
@@ -92,6 +100,46 @@ fn a_broken_connection_makes_a_worker_suspect_until_its_next_heartbeat() {
     assert_eq!(state(&members, "a", now), WorkerState::Suspect);
     members.apply(Event::Beat("a".parse().unwrap(), beat(1)), now).unwrap();
     assert_eq!(state(&members, "a", now), WorkerState::Ready);
+}
+
+#[test]
+fn a_broken_connection_is_forgotten_when_the_worker_proves_that_it_lives() {
+    let (mut members, now) = with(&["a"]);
+    ended(&mut members, "a", Outcome::Broken, now);
+    assert_eq!(members.doubted().count(), 1);
+    let proved = |epoch| Event::Proved("a".parse().unwrap(), epoch);
+    assert_eq!(members.apply(proved(2), now), Err(Refused::Stale));
+    assert_eq!(state(&members, "a", now), WorkerState::Suspect);
+    members.apply(proved(1), now).unwrap();
+    assert_eq!(state(&members, "a", now), WorkerState::Ready);
+    assert_eq!(members.doubted().count(), 0);
+}
+
+#[test]
+fn an_older_registration_does_not_replace_a_newer_one() {
+    let (mut members, now) = with(&[]);
+    let joined = |epoch| Event::Joined(Box::new(member("a", epoch, now)));
+    members.apply(joined(2), now).unwrap();
+    assert_eq!(members.apply(joined(1), now), Err(Refused::Stale));
+    members.apply(Event::Beat("a".parse().unwrap(), beat(2)), now).unwrap();
+}
+
+#[test]
+fn what_began_before_an_ejection_does_not_decide_whether_it_was_right() {
+    let (mut members, now) = with(&["a", "b"]);
+    let a: WorkerId = "a".parse().unwrap();
+    for _ in 0..3 {
+        ended(&mut members, "a", Outcome::Failed, now);
+    }
+    let later = now + Duration::from_secs(31);
+    members.apply(Event::Beat(a.clone(), beat(1)), later).unwrap();
+    let standing = |members: &Members| members.standing(members.get(&a).unwrap(), later);
+    for outcome in [Outcome::Fine, Outcome::Failed] {
+        ended_as(&mut members, &a, outcome, false, later);
+        assert_eq!(standing(&members), Standing::HalfOpen, "{outcome:?}");
+    }
+    ended_as(&mut members, &a, Outcome::Fine, true, later);
+    assert_eq!(standing(&members), Standing::Open);
 }
 
 #[test]

@@ -46,6 +46,15 @@ fn ended() -> impl Strategy<Value = Ended> {
     prop_oneof![2 => Just(Ended::Well), 4 => Just(Ended::Badly), 3 => (1..400_u64).prop_map(Ended::Passed)]
 }
 
+/// Of a request that shows whether the worker has recovered, whenever that is open.
+fn ending(outcome: Outcome) -> Ending {
+    Ending {
+        outcome,
+        is_probe: true,
+        reason: None,
+    }
+}
+
 proptest! {
     #[test]
     fn only_the_present_epoch_is_heard(events in prop::collection::vec(said(), 1..60)) {
@@ -68,7 +77,7 @@ proptest! {
                 }
                 Said::Beats => members.apply(Event::Beat(id(), beat(epoch)), now),
                 Said::Leaves => members.apply(Event::Left(id(), epoch), now),
-                Said::Fails => members.apply(Event::Ended(id(), epoch, Outcome::Broken, None), now),
+                Said::Fails => members.apply(Event::Ended(id(), epoch, ending(Outcome::Broken)), now),
             };
             let expected = match present.get(&number) {
                 None => Err(Refused::Unknown),
@@ -113,7 +122,7 @@ proptest! {
             let at = standing(&members, now);
             if let Some(outcome) = outcome {
                 failures += u32::from(outcome == Outcome::Failed);
-                members.apply(Event::Ended(id.clone(), 1, outcome, None), now).unwrap();
+                members.apply(Event::Ended(id.clone(), 1, ending(outcome)), now).unwrap();
             }
             let after = standing(&members, now);
             match (at, after) {

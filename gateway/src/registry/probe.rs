@@ -1,6 +1,6 @@
-//! Attached servers: which models they list, and whether they still answer.
+//! Whether attached servers still answer, and which models they list; and workers of ours of which a connection broke.
 //!
-//! They send no heartbeat, so they are asked; a probe never touches a load counter.
+//! Who sends no heartbeat, or has not sent one since, is asked; a probe never touches a load counter.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,6 +9,7 @@ use wire::{ModelName, WorkerKind};
 
 use super::{
     address::{self, AddressError},
+    challenge::challenge,
     members::{Bearer, Event, Target},
 };
 use crate::{error::chain, state::Hive};
@@ -72,8 +73,36 @@ pub async fn models(
     Ok(Some(names.collect()))
 }
 
-/// Asks every attached server, again and again, until the program drains.
+/// Asks attached servers, and workers that are in doubt, until the program drains.
 pub async fn watch(hive: Arc<Hive>, client: reqwest::Client) {
+    tokio::join!(ask_attached(&hive, &client), recheck(&hive, &client));
+}
+
+/// Asks workers of ours of which a connection broke whether they live, as soon as that happens: one that does is
+/// routable again at once, and not with its next heartbeat. Until the program drains.
+async fn recheck(hive: &Hive, client: &reqwest::Client) {
+    loop {
+        tokio::select! {
+            () = hive.dispatcher.doubts.notified() => {}
+            () = hive.lifecycle.drain.cancelled() => return,
+        }
+        let doubted = hive.dispatcher.doubted();
+        let proofs = doubted.iter().filter_map(|target| {
+            let token = &target.bearer.as_ref()?.0;
+            let proof = challenge(client, &target.url, &target.id, token);
+            Some(async move { (target, proof.await) })
+        });
+        for (target, proof) in futures_util::future::join_all(proofs).await {
+            if proof.is_ok() {
+                // One that left or came back meanwhile needs no proof.
+                let _ = hive.dispatcher.apply(Event::Proved(target.id.clone(), target.epoch));
+            }
+        }
+    }
+}
+
+/// Asks every attached server, again and again, until the program drains.
+async fn ask_attached(hive: &Hive, client: &reqwest::Client) {
     let mut tick = tokio::time::interval(hive.config.registry.probe_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -85,7 +114,7 @@ pub async fn watch(hive: Arc<Hive>, client: reqwest::Client) {
             .dispatcher
             .targets(WorkerKind::Attached)
             .into_iter()
-            .map(|target| probe(&hive, &client, target));
+            .map(|target| probe(hive, client, target));
         futures_util::future::join_all(probes).await;
     }
 }

@@ -8,7 +8,7 @@ use wire::{RequestState, openai::parameters::Kind};
 
 use super::{
     Opened,
-    answer::{Answer, Event},
+    answer::{Answer, Data, Event, Loss},
     settle,
     watch::{Wake, Watch},
 };
@@ -20,7 +20,7 @@ const LARGEST: usize = 64 * 1024 * 1024;
 /// Why there is no whole answer.
 pub enum Uncollected {
     /// The worker was lost; the caller has seen nothing, and the entry in the books is open.
-    Lost(Box<Entry>, String),
+    Lost(Box<Entry>, Loss),
     /// It has failed for good, and the books know.
     Failed(ApiError),
 }
@@ -50,7 +50,7 @@ pub async fn collect(
                 }
             }
             Wake::Quiet => {}
-            Wake::Lost(cause) => return Err(Uncollected::Lost(Box::new(opened.entry), cause)),
+            Wake::Lost(loss) => return Err(Uncollected::Lost(Box::new(opened.entry), loss)),
             Wake::Stalled(stall) => break ApiError::WorkerFailed(format!("silent for {} s", stall.as_secs())),
             Wake::Stop(error) => break error,
         }
@@ -66,7 +66,7 @@ fn take_all(opened: &mut Opened<Answer>, whole: &mut Whole) -> Option<Result<(),
                 if token {
                     opened.entry.first_token();
                 }
-                if let Ok(Value::Object(chunk)) = serde_json::from_slice(&data) {
+                if let Data::Value(Value::Object(chunk)) = data {
                     whole.add(chunk);
                 }
                 if whole.size > LARGEST {

@@ -29,8 +29,8 @@ const LARGEST_PIECE: usize = 16 * 1024 * 1024;
 pub enum Event {
     /// A chunk, as the worker sent it.
     Chunk {
-        /// The JSON text.
-        data: Bytes,
+        /// What it says.
+        data: Data,
         /// Whether it carries a token.
         token: bool,
         /// Whether it is the usage chunk.
@@ -44,9 +44,41 @@ pub enum Event {
     TooFew(usize),
 }
 
+/// A chunk's JSON, in the form that it is wanted in.
+#[derive(Debug)]
+pub enum Data {
+    /// For a stream: text, on one line.
+    Text(Bytes),
+    /// For who puts one answer together: read already.
+    Value(Value),
+}
+
 /// Why an answer broke off; the text is for the log.
 #[derive(Debug)]
-pub struct Loss(pub String);
+pub enum Loss {
+    /// The connection broke: whoever answered has probably died.
+    Died(String),
+    /// What came is no answer, or none to its end; whoever sent it lives.
+    Garbled(String),
+}
+
+impl Loss {
+    /// What went wrong.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Died(why) | Self::Garbled(why) => why,
+        }
+    }
+}
+
+impl From<Loss> for Failure {
+    fn from(loss: Loss) -> Self {
+        match loss {
+            Loss::Died(why) => Self::Lost(why),
+            Loss::Garbled(why) => Self::Garbled(why),
+        }
+    }
+}
 
 /// A worker's answer under way.
 #[derive(Debug)]
@@ -57,6 +89,8 @@ pub struct Answer {
     /// What makes chunks of an attached server ours; our own workers' pass as they are.
     mender: Option<Mender>,
     ready: VecDeque<Event>,
+    /// Whether it is passed on as text.
+    stream: bool,
     /// How far it has come.
     pub progress: Progress,
     ended: bool,
@@ -81,6 +115,7 @@ impl Reply for Answer {
             decoder: Decoder::default(),
             mender: attached.then(|| Mender::new(call.kind, &call.model, id, &call.stop)),
             ready: VecDeque::new(),
+            stream: call.stream,
             // A server that does not know `n` makes one choice; what that comes to is told at the end.
             progress: Progress::of(if attached { 0 } else { call.choices }),
             ended: false,
@@ -93,12 +128,12 @@ impl Reply for Answer {
             answer.body = Some(response.into());
         } else if attached && kind.starts_with("application/json") {
             let piece = patience.with(read_all(response, LARGEST_PIECE)).await?;
-            answer.take_in_one_piece(&piece).map_err(|loss| Failure::Bad(loss.0))?;
+            answer.take_in_one_piece(&piece).map_err(Failure::from)?;
         } else {
             return Err(Failure::Bad(format!("it answered {kind} instead of an event stream")));
         }
         while answer.awaits() {
-            let more = async { answer.more().await.map_err(|loss| Failure::Lost(loss.0)) };
+            let more = async { answer.more().await.map_err(Failure::from) };
             patience.with(more).await?;
             // What our own worker says before its first event is that others have their turn, and its engine gets on.
             if !attached {
@@ -107,7 +142,7 @@ impl Reply for Answer {
         }
         if let Some(loss) = answer.broken {
             // The client has nothing yet, so another worker may still do better.
-            return Err(Failure::Lost(loss.0));
+            return Err(loss.into());
         }
         match answer.ready.front() {
             Some(Event::Error(error)) => Err(Failure::Bad(format!(
@@ -115,7 +150,7 @@ impl Reply for Answer {
                 error.message
             ))),
             Some(_) => Ok(answer),
-            None => Err(Failure::Lost("it ended its answer before the first event".into())),
+            None => Err(Failure::Garbled("it ended its answer before the first event".into())),
         }
     }
 }
@@ -152,14 +187,16 @@ impl Answer {
                 Ok(())
             }
             None => self.at_end_of_body(),
-            Some(Err(error)) => Err(Loss(chain(&error))),
+            Some(Err(error)) => Err(Loss::Died(chain(&error))),
         }
     }
 
     /// How many bytes the events that are there already make on the wire.
     pub fn waiting(&self) -> usize {
         let length = |event: &Event| match event {
-            Event::Chunk { data, .. } => data.len(),
+            Event::Chunk {
+                data: Data::Text(text), ..
+            } => text.len(),
             _ => "[DONE]".len(),
         };
         self.ready.iter().map(|event| "data: \n\n".len() + length(event)).sum()
@@ -196,7 +233,11 @@ impl Answer {
 
     fn decode(&mut self) -> Result<(), Loss> {
         while !self.ended {
-            let Some(data) = self.decoder.next_event().map_err(|error| Loss(error.to_string()))? else {
+            let Some(data) = self
+                .decoder
+                .next_event()
+                .map_err(|error| Loss::Garbled(error.to_string()))?
+            else {
                 break;
             };
             self.read(data)?;
@@ -215,51 +256,51 @@ impl Answer {
             return if self.progress.is_finished() {
                 self.end()
             } else {
-                Err(Loss("it said [DONE] without a finish_reason".into()))
+                Err(Loss::Garbled("it said [DONE] without a finish_reason".into()))
             };
         }
-        let no_chunk = |error: serde_json::Error| Loss(format!("it sent an event that is no chunk: {error}"));
-        if let Some(mender) = &mut self.mender {
-            let mut value: Value = serde_json::from_slice(&data).map_err(no_chunk)?;
-            if let Some(error) = value.get_mut("error").map(Value::take).filter(|error| !error.is_null()) {
+        if self.stream && self.mender.is_none() {
+            let chunk: Chunk<'_> = serde_json::from_slice(&data).map_err(no_chunk)?;
+            if let Some(error) = chunk.error {
                 return self.fail(error);
             }
-            // Half a usage is none for the client, but what it tells goes into the books.
-            if let Ok(usage) = Usage::deserialize(&value["usage"]) {
-                self.progress.usage = Some(usage);
-            }
-            let mended = mender.mend(value).map_err(Loss)?;
-            let is_over = mender.is_over(self.choices);
-            if let Some(mended) = mended {
-                self.pass_value(&mended)?;
-            }
-            return if is_over { self.end() } else { Ok(()) };
+            let (token, usage) = self.note(&chunk)?;
+            // One line of data goes out as one line: a chunk that came in several is JSON, where a newline is a blank.
+            let data = if data.contains(&b'\n') {
+                data.iter().map(|b| if *b == b'\n' { b' ' } else { *b }).collect()
+            } else {
+                data
+            };
+            let data = Data::Text(data);
+            self.push(Event::Chunk { data, token, usage });
+            return Ok(());
         }
-        let chunk: Chunk<'_> = serde_json::from_slice(&data).map_err(no_chunk)?;
-        if let Some(error) = chunk.error {
+        let mut value: Value = serde_json::from_slice(&data).map_err(no_chunk)?;
+        if let Some(error) = value.get_mut("error").map(Value::take).filter(|error| !error.is_null()) {
             return self.fail(error);
         }
-        if chunk.choices.is_none() && chunk.usage.is_none() {
-            return Err(Loss("it sent an event that is no chunk".into()));
-        }
-        let (token, usage) = (self.progress.note(&chunk), chunk.is_usage_chunk());
-        // One line of data goes out as one line: a chunk that came in several is JSON, where a newline is a blank.
-        let data = if data.contains(&b'\n') {
-            data.iter().map(|b| if *b == b'\n' { b' ' } else { *b }).collect()
-        } else {
-            data
+        let Some(mender) = &mut self.mender else {
+            return self.pass(value);
         };
-        self.push(Event::Chunk { data, token, usage });
-        Ok(())
+        // Half a usage is none for the client, but what it tells goes into the books.
+        if let Ok(usage) = Usage::deserialize(&value["usage"]) {
+            self.progress.usage = Some(usage);
+        }
+        let mended = mender.mend(value).map_err(Loss::Garbled)?;
+        let is_over = mender.is_over(self.choices);
+        if let Some(mended) = mended {
+            self.pass(mended)?;
+        }
+        if is_over { self.end() } else { Ok(()) }
     }
 
     /// An answer in one piece, as the events it would have been.
     fn take_in_one_piece(&mut self, piece: &[u8]) -> Result<(), Loss> {
-        let no_json = |error: serde_json::Error| Loss(format!("it answered what is no JSON: {error}"));
+        let no_json = |error: serde_json::Error| Loss::Garbled(format!("it answered what is no JSON: {error}"));
         let piece: Value = serde_json::from_slice(piece).map_err(no_json)?;
         if piece.get("choices").is_none() {
             let said = mend_json(&piece, "upstream_error").map_or_else(String::new, |error| error.message);
-            return Err(Loss(format!("it answered 200 without choices: {said}")));
+            return Err(Loss::Garbled(format!("it answered 200 without choices: {said}")));
         }
         let chunks = self
             .mender
@@ -267,7 +308,7 @@ impl Answer {
             .map(|mender| mender.split(piece))
             .unwrap_or_default();
         for chunk in chunks {
-            self.pass_value(&chunk.map_err(Loss)?)?;
+            self.pass(chunk.map_err(Loss::Garbled)?)?;
         }
         Ok(())
     }
@@ -275,31 +316,46 @@ impl Answer {
     fn fail(&mut self, error: Value) -> Result<(), Loss> {
         let whole = Value::Object([("error".to_owned(), error)].into_iter().collect());
         let error = mend_json(&whole, "upstream_error");
-        let mut error = error.ok_or_else(|| Loss("it sent an error without a message".into()))?;
+        let mut error = error.ok_or_else(|| Loss::Garbled("it sent an error without a message".into()))?;
         error.code.get_or_insert_with(|| "worker_failed".into());
         self.push(Event::Error(error));
         Ok(())
     }
 
-    fn pass_value(&mut self, chunk: &Value) -> Result<(), Loss> {
-        let text = serde_json::to_vec(chunk).map_err(|error| Loss(error.to_string()))?;
-        let chunk: Chunk<'_> = serde_json::from_slice(&text).map_err(|error| Loss(error.to_string()))?;
-        let (token, usage) = (self.progress.note(&chunk), chunk.is_usage_chunk());
-        let data = text.into();
+    fn pass(&mut self, chunk: Value) -> Result<(), Loss> {
+        let (token, usage) = self.note(&Chunk::deserialize(&chunk).map_err(no_chunk)?)?;
+        let data = if self.stream {
+            Data::Text(serde_json::to_vec(&chunk).map_err(no_chunk)?.into())
+        } else {
+            Data::Value(chunk)
+        };
         self.push(Event::Chunk { data, token, usage });
         Ok(())
     }
 
+    /// Whether a chunk carries a token, and whether it is the usage chunk.
+    fn note(&mut self, chunk: &Chunk<'_>) -> Result<(bool, bool), Loss> {
+        if chunk.choices.is_none() && chunk.usage.is_none() {
+            return Err(Loss::Garbled("it sent an event that is no chunk".into()));
+        }
+        Ok((self.progress.note(chunk), chunk.is_usage_chunk()))
+    }
+
     /// Tells what the mender knows of the end, now that the server says no more.
     fn finish(&mut self) -> Result<(), Loss> {
-        let told = self.mender.as_mut().map(Mender::finish).transpose().map_err(Loss)?;
-        told.flatten().map_or(Ok(()), |chunk| self.pass_value(&chunk))
+        let told = self
+            .mender
+            .as_mut()
+            .map(Mender::finish)
+            .transpose()
+            .map_err(Loss::Garbled)?;
+        told.flatten().map_or(Ok(()), |chunk| self.pass(chunk))
     }
 
     /// The proper end; what was held back for it comes first.
     fn end(&mut self) -> Result<(), Loss> {
         if let Some(usage) = self.mender.as_mut().and_then(Mender::last) {
-            self.pass_value(&usage)?;
+            self.pass(usage)?;
         }
         let choices = self.progress.choices();
         self.push(if choices < self.choices {
@@ -317,15 +373,20 @@ impl Answer {
 
     fn at_end_of_body(&mut self) -> Result<(), Loss> {
         if self.decoder.is_mid_event() {
-            return Err(Loss("it ended in the middle of an event".into()));
+            return Err(Loss::Garbled("it ended in the middle of an event".into()));
         }
         self.finish()?;
         if !self.progress.is_finished() {
-            return Err(Loss("it ended without a finish_reason".into()));
+            return Err(Loss::Garbled("it ended without a finish_reason".into()));
         }
         // Some servers forget [DONE]; the finish_reason has said it.
         self.end()
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
+fn no_chunk(error: serde_json::Error) -> Loss {
+    Loss::Garbled(format!("it sent an event that is no chunk: {error}"))
 }
 
 #[cfg(test)]

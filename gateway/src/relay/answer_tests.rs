@@ -13,6 +13,7 @@ fn answer(mender: Option<Mender>) -> Answer {
         decoder: Decoder::default(),
         mender,
         ready: VecDeque::new(),
+        stream: true,
         progress: Progress::of(1),
         ended: false,
         choices: 1,
@@ -30,7 +31,10 @@ fn read(mut answer: Answer, parts: &[&[u8]]) -> (Vec<String>, Option<i64>) {
         }
         while let Some(event) = answer.take() {
             match event {
-                Event::Chunk { data, .. } => passed.push(String::from_utf8(data.to_vec()).unwrap()),
+                Event::Chunk { data, .. } => passed.push(match data {
+                    Data::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                    Data::Value(value) => value.to_string(),
+                }),
                 Event::Done => return (passed, Some(answer.progress.tokens)),
                 Event::Error(_) | Event::TooFew(_) => return (passed, None),
             }

@@ -166,11 +166,12 @@ async fn whole(state: AppState, call: Call, mut entry: Entry) -> Result<Response
                 return Ok(response);
             }
             Err(Uncollected::Failed(error)) => return Err(error),
-            Err(Uncollected::Lost(open_entry, cause)) => {
+            Err(Uncollected::Lost(open_entry, loss)) => {
                 entry = *open_entry;
-                call.request.trace.failed(&cause);
-                entry.worker_failed("lost");
-                past.add(&state, &call, worker.id.clone(), Failure::Lost(cause))
+                let failure = Failure::from(loss);
+                call.request.trace.failed(failure.cause());
+                entry.worker_failed(failure.kind());
+                past.add(&state, &call, worker.id.clone(), failure)
                     .inspect_err(|error| settle(&mut entry, error))?;
             }
         }
@@ -182,11 +183,13 @@ async fn embed(state: AppState, call: Call, entry: Entry) -> Result<Response, Ap
     let way = Way::of(&call);
     let Opened {
         reply,
-        lease,
+        mut lease,
         mut entry,
         ..
     } = open::<Embedded>(&state, &call, entry, &mut Past::default()).await?;
     lease.report(Outcome::Fine, None);
+    // It has come to something; a single one says nothing of speed.
+    lease.generated(1);
     entry.tokens(reply.tokens);
     entry.end(RequestState::Completed, None);
     let mut response = ([(header::CONTENT_TYPE, "application/json")], reply.json).into_response();
@@ -234,7 +237,10 @@ async fn open<R: Reply>(
         () = at(deadline) => Err(ApiError::DeadlineExceeded),
     };
     match result {
-        Ok((reply, lease)) => Ok(Opened { reply, lease, entry }),
+        Ok((reply, lease)) => {
+            lease.answers();
+            Ok(Opened { reply, lease, entry })
+        }
         Err(error) => {
             settle(&mut entry, &error);
             Err(error)
@@ -252,12 +258,12 @@ fn settle(entry: &mut Entry, error: &ApiError) {
     entry.end(state, Some(error.code()));
 }
 
-/// What a broken answer says of who gave it: our worker has probably died and its next heartbeat tells, while a server
-/// that others call, too, lives on as long as it takes connections.
-fn lost(target: &Target) -> Outcome {
+/// What a broken answer says of who gave it: where the connection broke, our worker has probably died and is asked,
+/// while a server that others call, too, lives on as long as it takes connections.
+fn lost(target: &Target, died: bool) -> Outcome {
     match target.kind {
-        WorkerKind::Own => Outcome::Broken,
-        WorkerKind::Attached => Outcome::Failed,
+        WorkerKind::Own if died => Outcome::Broken,
+        WorkerKind::Own | WorkerKind::Attached => Outcome::Failed,
     }
 }
 
@@ -275,12 +281,15 @@ async fn attempts<R: Reply>(
     past: &mut Past,
 ) -> Result<(R, Lease), ApiError> {
     let busy_until = Instant::now() + state.config.scheduler.queue_timeout;
+    let mut again = !past.course.tried().is_empty();
     loop {
         let ask = Ask {
             model: &call.model,
             request: &call.request,
             tried: past.course.tried(),
+            again,
         };
+        again = true;
         let lease = match (state.dispatcher.acquire(ask).await, past.last.take()) {
             (Ok(lease), _) => lease,
             // Nobody else is there to try: what the last one did is the news, unless it only had no room.
@@ -316,10 +325,17 @@ async fn attempts<R: Reply>(
                 tokio::time::sleep(BUSY_PAUSE).await;
                 continue;
             }
-            Failure::Away(absence) if !absence.counts => lease.report(Outcome::Fine, None),
+            Failure::Away(absence) => {
+                if absence.counts {
+                    lease.report(Outcome::Failed, Some(absence.why.clone()));
+                }
+                if let Some(wait) = absence.wait {
+                    lease.set_aside(wait);
+                }
+            }
             Failure::Connect(why) => lease.report(Outcome::Broken, Some(why.clone())),
-            Failure::Lost(why) => lease.report(lost(lease.target()), Some(why.clone())),
-            Failure::Away(_) | Failure::Bad(_) | Failure::Silent(_) => {
+            Failure::Lost(why) => lease.report(lost(lease.target(), true), Some(why.clone())),
+            Failure::Garbled(_) | Failure::Bad(_) | Failure::Silent(_) => {
                 lease.report(Outcome::Failed, Some(failure.cause().to_owned()));
             }
         }
@@ -337,8 +353,9 @@ impl Past {
             "an attempt failed"
         );
         let fault = match &failure {
-            Failure::Connect(_) => Fault::Unreachable,
+            Failure::Connect(_) | Failure::Away(_) => Fault::Unreachable,
             Failure::Lost(_) => Fault::Died,
+            Failure::Garbled(_) => Fault::Garbled,
             _ => Fault::Bad,
         };
         let next = self.course.failed(worker, fault);

@@ -11,7 +11,7 @@ use wire::{Place, RequestState};
 
 use super::{
     Opened,
-    answer::{Answer, Event},
+    answer::{Answer, Data, Event},
     settle,
     watch::{Wake, Watch},
 };
@@ -131,9 +131,11 @@ impl Pump {
                     if token {
                         opened.entry.first_token();
                     }
-                    if !usage || self.include_usage {
+                    if let Data::Text(text) = data
+                        && (!usage || self.include_usage)
+                    {
                         frame.extend_from_slice(b"data: ");
-                        frame.extend_from_slice(&data);
+                        frame.extend_from_slice(&text);
                         frame.extend_from_slice(b"\n\n");
                     }
                 }

@@ -13,6 +13,10 @@ use crate::error::chain;
 
 /// The largest error body that is read from a worker, in bytes.
 const LARGEST: usize = 64 * 1024;
+/// How long one without room is asked for nothing, if it does not say, or says less.
+const SOON: Duration = Duration::from_secs(1);
+/// The longest that it may ask for; SDKs wait no longer either.
+const LATE: Duration = Duration::from_secs(60);
 /// The longest text that is taken for an error's message, in characters.
 const LONGEST: usize = 1000;
 
@@ -22,7 +26,11 @@ pub async fn read(response: reqwest::Response, target: WorkerKind, kind: Kind) -
     let wait = wait(response.headers());
     let body = read_body(response, LARGEST).await.ok().flatten().unwrap_or_default();
     match judge(status, mend(&body), target, kind) {
-        Failure::Away(absence) => Failure::Away(Absence { wait, ..absence }),
+        Failure::Away(absence) => {
+            let wait = wait.or((!absence.counts).then_some(SOON));
+            let wait = wait.map(|wait| wait.clamp(SOON, LATE));
+            Failure::Away(Absence { wait, ..absence })
+        }
         other => other,
     }
 }

@@ -53,6 +53,8 @@ pub enum Failure {
     Connect(String),
     /// The connection broke: the worker has probably died.
     Lost(String),
+    /// The worker began an answer that is none, or did not bring it to its end.
+    Garbled(String),
     /// The worker answered something no client should see.
     Bad(String),
     /// The worker sent no event for this long.
@@ -70,7 +72,7 @@ pub enum Failure {
 pub struct Absence {
     /// Why, for the log.
     pub why: String,
-    /// For how long, if it says so.
+    /// For how long it is to get nothing; none if it is we who lack something.
     pub wait: Option<Duration>,
     /// Whether that counts against its health.
     pub counts: bool,
@@ -82,6 +84,7 @@ impl Failure {
         match self {
             Self::Connect(_) => "connect",
             Self::Lost(_) => "lost",
+            Self::Garbled(_) => "garbled",
             Self::Bad(_) => "bad",
             Self::Silent(_) => "silent",
             Self::Busy => "busy",
@@ -93,7 +96,7 @@ impl Failure {
     /// What went wrong, for the log.
     pub fn cause(&self) -> &str {
         match self {
-            Self::Connect(why) | Self::Lost(why) | Self::Bad(why) => why,
+            Self::Connect(why) | Self::Lost(why) | Self::Garbled(why) | Self::Bad(why) => why,
             Self::Away(absence) => &absence.why,
             Self::Silent(_) => "no event in time",
             Self::Busy => "all slots are taken",

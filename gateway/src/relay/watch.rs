@@ -2,11 +2,21 @@
 //!
 //! It judges the worker's health on the way, and writes nothing to the client.
 
-use std::time::Duration;
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, Sleep};
 
-use super::{Opened, answer::Answer, at, lost};
+use super::{
+    Opened,
+    answer::{Answer, Loss},
+    lost,
+};
 use crate::{error::ApiError, registry::members::Outcome, state::AppState};
 
 /// Watches one answer.
@@ -16,6 +26,11 @@ pub struct Watch {
     stall: Duration,
     /// When the worker last sent an event.
     last_event: Instant,
+    /// Rings when something is due or before, and is only then set anew: a timer for each event would cost more than
+    /// the event does.
+    alarm: Pin<Box<Sleep>>,
+    /// Somebody wants the answer to end; once for all waits, like the alarm.
+    stopped: Option<BoxFuture<'static, ApiError>>,
 }
 
 /// What ended a wait for the worker.
@@ -26,7 +41,7 @@ pub enum Wake {
     /// Nothing came for the time given.
     Quiet,
     /// The answer broke off.
-    Lost(String),
+    Lost(Loss),
     /// The worker went silent for so long.
     Stalled(Duration),
     /// The client's deadline, an operator, or the end of the gateway.
@@ -40,6 +55,8 @@ impl Watch {
             deadline,
             stall: state.config.relay.inter_token_timeout,
             last_event: Instant::now(),
+            alarm: Box::pin(tokio::time::sleep(state.config.relay.inter_token_timeout)),
+            stopped: None,
             state: state.clone(),
         }
     }
@@ -56,22 +73,31 @@ impl Watch {
 
     /// Waits for the next events, at most as long as `quiet` says.
     pub async fn next(&mut self, opened: &mut Opened<Answer>, quiet: Option<Duration>) -> Wake {
-        let stalled_at = self.last_event + self.stall;
         let quiet_at = quiet.map(|quiet| Instant::now() + quiet);
-        let wake = tokio::select! {
-            biased;
-            filled = opened.reply.fill() => filled.map_or_else(|loss| Wake::Lost(loss.0), |()| Wake::Events),
-            () = opened.entry.cancel.cancelled() => Wake::Stop(ApiError::Cancelled),
-            () = self.state.lifecycle.cut.cancelled() => Wake::Stop(ApiError::ShuttingDown),
-            () = at(self.deadline) => Wake::Stop(ApiError::DeadlineExceeded),
-            () = tokio::time::sleep_until(stalled_at) => Wake::Stalled(self.stall),
-            () = at(quiet_at) => Wake::Quiet,
+        let stopped = self.stopped.take();
+        let mut stopped = stopped.unwrap_or_else(|| self.stopped(opened));
+        let wake = {
+            let mut filled = pin!(opened.reply.fill());
+            poll_fn(|cx| {
+                if let Poll::Ready(filled) = filled.as_mut().poll(cx) {
+                    return Poll::Ready(filled.map_or_else(Wake::Lost, |()| Wake::Events));
+                }
+                match stopped.as_mut().poll(cx) {
+                    Poll::Ready(error) => Poll::Ready(Wake::Stop(error)),
+                    Poll::Pending => self.poll_due(quiet_at, cx),
+                }
+            })
+            .await
         };
+        self.stopped = Some(stopped).filter(|_| !matches!(wake, Wake::Stop(_)));
         match &wake {
             Wake::Events => self.last_event = Instant::now(),
-            Wake::Lost(cause) => {
-                let outcome = lost(opened.lease.target());
-                opened.lease.report(outcome, Some(cause.clone()));
+            Wake::Lost(loss) => {
+                let cause = loss.why();
+                let died = matches!(loss, Loss::Died(_));
+                opened
+                    .lease
+                    .report(lost(opened.lease.target(), died), Some(cause.to_owned()));
                 tracing::warn!(
                     worker = opened.lease.target().id.as_str(),
                     request = opened.entry.id(),
@@ -86,5 +112,42 @@ impl Watch {
             Wake::Quiet | Wake::Stop(_) => {}
         }
         wake
+    }
+
+    /// An operator who wants this request to end, or the end of the gateway.
+    fn stopped(&self, opened: &Opened<Answer>) -> BoxFuture<'static, ApiError> {
+        let (cancel, cut) = (opened.entry.cancel.clone(), self.state.lifecycle.cut.clone());
+        Box::pin(async move {
+            tokio::select! {
+                () = cancel.cancelled() => ApiError::Cancelled,
+                () = cut.cancelled() => ApiError::ShuttingDown,
+            }
+        })
+    }
+
+    /// What is due by the clock.
+    fn poll_due(&mut self, quiet_at: Option<Instant>, cx: &mut Context<'_>) -> Poll<Wake> {
+        let stalled_at = self.last_event + self.stall;
+        let next = [self.deadline, quiet_at]
+            .into_iter()
+            .flatten()
+            .fold(stalled_at, Instant::min);
+        if next < self.alarm.deadline() {
+            self.alarm.as_mut().reset(next);
+        }
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if self.deadline.is_some_and(|deadline| deadline <= now) {
+                return Poll::Ready(Wake::Stop(ApiError::DeadlineExceeded));
+            }
+            if stalled_at <= now {
+                return Poll::Ready(Wake::Stalled(self.stall));
+            }
+            if quiet_at.is_some_and(|quiet_at| quiet_at <= now) {
+                return Poll::Ready(Wake::Quiet);
+            }
+            self.alarm.as_mut().reset(next);
+        }
+        Poll::Pending
     }
 }

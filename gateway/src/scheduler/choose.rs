@@ -42,6 +42,11 @@ pub enum Choice {
         /// Slots of all of them together.
         slots: u32,
     },
+    /// Those that could take it have said that they have no room before then.
+    Full {
+        /// When the first of them has.
+        until: Instant,
+    },
     /// Workers serve the model, but all are still loading it.
     Loading,
     /// No worker that serves the model is alive, or all that are were tried already.
@@ -74,7 +79,7 @@ pub fn choose(members: &Members, need: &Need<'_>, now: Instant) -> Choice {
     let fleet = Fleet::of(members, need.model, now);
     let mut best: Option<(f32, &Member)> = None;
     let mut home: Option<(f32, &Member)> = None;
-    let (mut slots, mut loading, mut able) = (0, false, 0);
+    let (mut slots, mut full_until, mut loading, mut able) = (0, None::<Instant>, false, 0);
     for member in members.serving(need.model) {
         match fleet.verdict(member, need) {
             Verdict::Passed => {
@@ -87,16 +92,20 @@ pub fn choose(members: &Members, need: &Need<'_>, now: Instant) -> Choice {
                     home = Some((score, member));
                 }
             }
+            Verdict::Busy if member.is_full(now) => {
+                full_until = [full_until, member.full_until].into_iter().flatten().min();
+            }
             Verdict::Busy | Verdict::StillBusy | Verdict::OnTrial => slots += member.slots,
             Verdict::Loading => loading = true,
             _ => {}
         }
     }
     let Some((least, best)) = best else {
-        return match slots {
-            1.. => Choice::Busy { slots },
-            0 if loading => Choice::Loading,
-            0 => Choice::Nobody,
+        return match (slots, full_until) {
+            (1.., _) => Choice::Busy { slots },
+            (0, Some(until)) => Choice::Full { until },
+            (0, None) if loading => Choice::Loading,
+            (0, None) => Choice::Nobody,
         };
     };
     let id = |member: &Member| member.target.id.clone();
@@ -167,15 +176,17 @@ impl<'a> Fleet<'a> {
 
     /// Whether a worker has room for one more, or why not.
     fn room(&self, member: &Member) -> Result<(), Verdict> {
-        let (most, full) = match self.members.standing(member, self.now) {
-            Standing::Open => (member.slots, Verdict::Busy),
-            Standing::HalfOpen => (1, Verdict::OnTrial),
-            Standing::Ejected if self.all_ejected => (1, Verdict::OnTrial),
-            Standing::Ejected => (0, Verdict::Ejected),
-            Standing::Closed(state) => (0, closed(state)),
+        let (taken, most, full) = match self.members.standing(member, self.now) {
+            Standing::Open => (member.in_flight, member.slots, Verdict::Busy),
+            Standing::HalfOpen => (member.probes, 1, Verdict::OnTrial),
+            Standing::Ejected if self.all_ejected => (member.probes, 1, Verdict::OnTrial),
+            Standing::Ejected => (0, 0, Verdict::Ejected),
+            Standing::Closed(state) => (0, 0, closed(state)),
         };
-        if member.in_flight >= most {
+        if taken >= most {
             Err(full)
+        } else if member.in_flight >= member.slots || member.is_full(self.now) {
+            Err(Verdict::Busy)
         } else if member.in_flight.saturating_add(member.still_busy) >= member.slots {
             Err(Verdict::StillBusy)
         } else {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use wire::WorkerKind;
 
 use super::*;
-use crate::registry::members::{Event, Limits, Outcome};
+use crate::registry::members::{Ending, Event, Limits, Outcome};
 
 use WorkerState::{Draining, Loading, Ready};
 
@@ -61,9 +61,17 @@ fn heard(members: &mut Members, id: &str, now: Instant) {
     members.apply(Event::Beat(id.parse().unwrap(), beat), now).unwrap();
 }
 
+fn ending(outcome: Outcome) -> Ending {
+    Ending {
+        outcome,
+        is_probe: true,
+        reason: None,
+    }
+}
+
 fn failed(members: &mut Members, id: &str, times: u32, now: Instant) {
     for _ in 0..times {
-        let ended = Event::Ended(id.parse().unwrap(), 1, Outcome::Failed, None);
+        let ended = Event::Ended(id.parse().unwrap(), 1, ending(Outcome::Failed));
         members.apply(ended, now).unwrap();
     }
 }
@@ -180,7 +188,7 @@ fn busy_loading_and_nobody_are_three_answers() {
 fn a_silent_or_broken_worker_is_not_chosen() {
     let (mut members, now) = fleet(&[("a", 1, 0, Ready)]);
     assert_eq!(pick(&members, &[], now + Duration::from_secs(16)), "Nobody");
-    let broken = Event::Ended("a".parse().unwrap(), 1, Outcome::Broken, None);
+    let broken = Event::Ended("a".parse().unwrap(), 1, ending(Outcome::Broken));
     members.apply(broken, now).unwrap();
     assert_eq!(pick(&members, &[], now), "Nobody");
 }
@@ -206,14 +214,18 @@ fn an_ejected_worker_gets_nothing_then_one_request_and_if_all_are_ejected_one_ea
         heard(&mut members, id, later);
     }
     assert_eq!(pick(&members, &[], later), "a");
-    member(&mut members, "a").in_flight = 1;
+    member(&mut members, "a").claim(100, 1, later);
     assert_eq!(pick(&members, &[], later), "Busy { slots: 5 }", "it has its one");
     failed(&mut members, "a", 1, later);
     failed(&mut members, "b", 3, later);
-    (member(&mut members, "a").in_flight, member(&mut members, "b").in_flight) = (0, 0);
+    for id in ["a", "b"] {
+        let free = member(&mut members, id);
+        (free.in_flight, free.probes) = (0, 0);
+    }
     let first = pick(&members, &[], later);
     assert!(["a", "b"].contains(&first.as_str()), "nobody else is left: {first}");
-    (member(&mut members, "a").in_flight, member(&mut members, "b").in_flight) = (1, 1);
+    member(&mut members, "a").claim(100, 2, later);
+    member(&mut members, "b").claim(100, 3, later);
     assert_eq!(pick(&members, &[], later), "Busy { slots: 5 }");
 }
 
@@ -277,4 +289,16 @@ fn a_worker_that_is_unfit_for_the_request_is_not_chosen() {
     let unfit = [small, ModelFacts::default()];
     assert_eq!(pick(&unfit[..1]), Choice::Busy { slots: 1 });
     assert_eq!(pick(&unfit), Choice::Nobody);
+}
+
+#[test]
+fn a_worker_that_says_it_has_no_room_is_asked_for_nothing_for_so_long() {
+    let (mut members, now) = fleet(&[("a", 4, 0, Ready), ("b", 1, 0, Ready)]);
+    let full = Event::Full("a".parse().unwrap(), 1, Duration::from_secs(5));
+    members.apply(full, now).unwrap();
+    assert_eq!(pick(&members, &[], now), "b");
+    let all_full = asked(&members, None, &Labels::new(), &["b"], now);
+    let until = now + Duration::from_secs(5);
+    assert_eq!(all_full, Choice::Full { until });
+    assert_eq!(pick(&members, &["b"], until), "a");
 }

@@ -30,6 +30,8 @@ pub struct Order<'a> {
     pub key: &'a str,
     /// Whose turn it is.
     pub priority: Priority,
+    /// It has had a slot before.
+    pub again: bool,
 }
 
 /// A slot that was taken.
@@ -45,6 +47,8 @@ pub struct Claim {
     pub tokens: u64,
     /// Why this worker.
     pub reason: Reason,
+    /// What comes of it decides whether the worker, set aside before, has recovered.
+    pub is_probe: bool,
     /// All workers of the model as they stood.
     pub candidates: Vec<Candidate>,
 }
@@ -94,6 +98,8 @@ pub struct Fleet<A> {
     queues: BTreeMap<ModelName, FairQueue<A>>,
     places_per_slot: u32,
     choices: u64,
+    /// Places in queues that were ever given out.
+    tickets: u64,
     grants: Vec<Grant<A>>,
 }
 
@@ -114,6 +120,7 @@ impl<A> Fleet<A> {
             queues: BTreeMap::new(),
             places_per_slot,
             choices: 0,
+            tickets: 0,
             grants: Vec::new(),
         }
     }
@@ -132,12 +139,18 @@ impl<A> Fleet<A> {
                 return claim.map(Admission::Granted).ok_or(NoSlot::NoWorker);
             }
             Choice::Busy { slots } => slots,
+            Choice::Full { until } => {
+                let wait = Some(until.saturating_duration_since(now));
+                return Err(NoSlot::QueueFull { wait });
+            }
             Choice::Loading => return Err(NoSlot::Loading),
             Choice::Nobody => return Err(NoSlot::NoWorker),
         };
+        // Those who wait for other workers of the model are in the queue, too, so their slots count as well.
+        let slots = slots.max(self.ready_slots(need.model, now));
         let places = slots.saturating_mul(self.places_per_slot) as usize;
         let queue = self.queues.entry(need.model.clone()).or_default();
-        if queue.len() >= places {
+        if queue.len() >= places && !order.again {
             let wait = self.known.get(need.model).and_then(|known| known.held);
             let wait = wait.and_then(|held| estimate(held, queue.len() + 1, slots));
             let Some(asker) = queue.make_room(order.priority, order.key, places) else {
@@ -153,9 +166,11 @@ impl<A> Fleet<A> {
             labels: need.labels.clone(),
             unfit: need.unfit.to_vec(),
             tried: need.tried.to_vec(),
+            again: order.again,
             home: need.home,
         };
-        let ticket = queue.push(order.priority, order.key, wish, asker());
+        self.tickets += 1;
+        let ticket = queue.push(self.tickets, order.priority, order.key, wish, asker());
         Ok(Admission::Queued(ticket))
     }
 
@@ -165,13 +180,15 @@ impl<A> Fleet<A> {
         let member = self.members.get_mut(&claim.target.id);
         if let Some(member) = member.filter(|m| m.target.epoch == claim.target.epoch) {
             member.in_flight = member.in_flight.saturating_sub(1);
+            member.probes = member.probes.saturating_sub(u32::from(claim.is_probe));
             member.outstanding = member.outstanding.saturating_sub(claim.tokens);
             if used.generated >= TELLING.0 && used.decoding >= TELLING.1 {
                 #[expect(clippy::cast_precision_loss, reason = "a speed needs no more precision")]
                 member.note_pace((used.generated - 1) as f32 / used.decoding.as_secs_f32());
             }
         }
-        if let Some(known) = self.known.get_mut(&claim.model) {
+        // One that came to nothing says nothing of how long those take that come to something.
+        if let Some(known) = self.known.get_mut(&claim.model).filter(|_| used.generated > 0) {
             let mean = known.held.map_or(used.held, |held| (held * 4 + used.held) / 5);
             known.held = Some(mean);
         }
@@ -372,13 +389,14 @@ fn claim(
     let candidates = survey(members, need, id, now);
     let member = members.get_mut(id)?;
     *choices += 1;
-    member.claim(need.tokens, *choices, now);
+    let is_probe = member.claim(need.tokens, *choices, now);
     Some(Claim {
         target: member.target.clone(),
         model: need.model.clone(),
         home: member.home(),
         tokens: need.tokens,
         reason,
+        is_probe,
         candidates,
     })
 }

@@ -40,6 +40,7 @@ fn goodput(seed: u64, greedy: bool) -> [usize; 10] {
                     },
                     key: &keys[key],
                     priority: Priority::Normal,
+                    again: false,
                 };
                 let asker = whose.len();
                 whose.push(key);

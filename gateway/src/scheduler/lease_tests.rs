@@ -16,6 +16,8 @@ enum Step {
     GiveBack(usize),
     /// One of those who wait gives up.
     GiveUp(usize),
+    /// One who waits no more comes to know it, and leaves.
+    Notice(usize),
     /// A worker registers, or does so anew.
     Join(usize),
     Leave(usize),
@@ -26,6 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..3_usize, 1..500_u64).prop_map(|(key, tokens)| Step::Ask(key, tokens)),
         4 => (0..9_usize).prop_map(Step::GiveBack),
         1 => (0..9_usize).prop_map(Step::GiveUp),
+        2 => (0..9_usize).prop_map(Step::Notice),
         1 => (0..2_usize).prop_map(Step::Join),
         1 => (0..2_usize).prop_map(Step::Leave),
     ]
@@ -40,6 +43,7 @@ proptest! {
         let mut fleet = Fleet::<usize>::new(limits, 2);
         fleet.remember_model(model.clone(), 0, ModelFacts::default());
         let (mut held, mut waiting, mut answered) = (Vec::<Claim>::new(), Vec::new(), HashSet::new());
+        let mut stale = Vec::new();
         let mut epochs = [0_i64; 2];
         for (number, step) in steps.into_iter().enumerate() {
             match step {
@@ -55,6 +59,7 @@ proptest! {
                         },
                         key: ["a", "b", "c"][key],
                         priority: Priority::ALL[key],
+                        again: false,
                     };
                     match fleet.admit(&order, || number, now) {
                         Ok(Admission::Granted(claim)) => held.push(claim),
@@ -86,13 +91,14 @@ proptest! {
                 Step::Leave(worker) => {
                     let _ = fleet.apply(Event::Left(format!("w{worker}").parse().unwrap(), epochs[worker]), now);
                 }
-                Step::GiveBack(_) | Step::GiveUp(_) => {}
+                Step::Notice(which) if which < stale.len() => fleet.leave(&model, &stale.swap_remove(which)),
+                Step::GiveBack(_) | Step::GiveUp(_) | Step::Notice(_) => {}
             }
             for (asker, outcome) in fleet.take_grants() {
                 prop_assert!(answered.insert(asker), "answered twice");
-                let before = waiting.len();
-                waiting.retain(|(number, _)| *number != asker);
-                prop_assert_eq!(waiting.len() + 1, before, "who is answered had waited");
+                let place = waiting.iter().position(|(number, _)| *number == asker);
+                prop_assert!(place.is_some(), "who is answered had waited");
+                stale.extend(place.map(|place| waiting.remove(place).1));
                 held.extend(outcome.ok());
             }
             let mut free = 0;

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use wire::{Labels, ModelFacts, ModelName, ModelView, Priority, WorkerId, WorkerView};
 
 pub use self::fleet::Load;
@@ -29,7 +29,7 @@ use self::{
     trace::{Trace, Traces},
 };
 use crate::metrics;
-use crate::registry::members::{Event, Handed, Limits, Outcome, Refused, Target};
+use crate::registry::members::{Ending, Event, Handed, Limits, Outcome, Refused, Target};
 
 /// How requests wait.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,8 @@ pub struct Ask<'a> {
     pub request: &'a Request,
     /// Workers that have failed it already.
     pub tried: &'a [WorkerId],
+    /// It has had a slot before, which came to nothing.
+    pub again: bool,
 }
 
 /// Why a request got no slot.
@@ -118,6 +120,8 @@ pub struct Dispatcher {
     pub traces: Traces,
     /// Retries there may be.
     pub budget: Arc<Budget>,
+    /// Wakes who asks workers of which a connection broke whether they live.
+    pub doubts: Notify,
 }
 
 impl Lease {
@@ -135,16 +139,39 @@ impl Lease {
         }
     }
 
+    /// The worker answers: that is enough, if the request was to show whether it has recovered.
+    pub fn answers(&self) {
+        if self.claim.is_probe {
+            self.report(Outcome::Fine, None);
+        }
+    }
+
+    /// The worker has no room for so long, which is no fault of its health.
+    pub fn set_aside(&self, wait: Duration) {
+        let target = &self.claim.target;
+        let _ = self
+            .dispatcher
+            .apply(Event::Full(target.id.clone(), target.epoch, wait));
+    }
+
     /// Tells the registry how the worker did; the slot stays taken until the lease is dropped.
     pub fn report(&self, outcome: Outcome, reason: Option<String>) {
         let target = &self.claim.target;
         if outcome != Outcome::Fine {
             metrics::worker_failed();
         }
+        let ending = Ending {
+            outcome,
+            is_probe: self.claim.is_probe,
+            reason,
+        };
         // A worker that left or came back meanwhile is judged no more.
-        let _ = self
+        let judged = self
             .dispatcher
-            .apply(Event::Ended(target.id.clone(), target.epoch, outcome, reason));
+            .apply(Event::Ended(target.id.clone(), target.epoch, ending));
+        if judged.is_ok() && outcome == Outcome::Broken {
+            self.dispatcher.doubts.notify_one();
+        }
     }
 }
 
@@ -170,6 +197,7 @@ impl Dispatcher {
             longest_wait: queue.wait,
             traces: Traces::default(),
             budget: Arc::default(),
+            doubts: Notify::new(),
         }
     }
 
@@ -177,6 +205,9 @@ impl Dispatcher {
     pub async fn acquire(self: &Arc<Self>, ask: Ask<'_>) -> Result<Lease, NoSlot> {
         let began = Instant::now();
         let request = ask.request;
+        if !ask.again {
+            self.budget.request(began);
+        }
         let mut lease = self
             .claim_or_wait(ask)
             .await
@@ -204,6 +235,7 @@ impl Dispatcher {
             },
             key: &request.key,
             priority: request.priority,
+            again: ask.again,
         };
         let mut answer = None;
         let admission = self.change(|fleet, now| {
@@ -300,6 +332,12 @@ impl Dispatcher {
     /// From here on nobody is heard: heartbeats go to the successor.
     pub fn hear_no_more(&self) {
         self.lock().hear_no_more();
+    }
+
+    /// Workers of ours of which a connection broke, and that have not been heard of since.
+    pub fn doubted(&self) -> Vec<Arc<Target>> {
+        let fleet = self.lock();
+        fleet.members().doubted().map(|m| m.target.clone()).collect()
     }
 
     /// The places where workers of this kind are called.

@@ -15,6 +15,7 @@ const PATIENCE: u32 = 8;
 /// One who waits.
 #[derive(Debug)]
 pub struct Waiter<A> {
+    /// Which of all that ever waited: a ticket of another time is nobody's here.
     number: u64,
     /// What it needs of a worker.
     pub wish: Wish,
@@ -33,6 +34,8 @@ pub struct Wish {
     pub unfit: Vec<ModelFacts>,
     /// Workers it must not get.
     pub tried: Vec<WorkerId>,
+    /// It has had a slot before, and is not to pay for what came of that: it goes first, and nobody takes its place.
+    pub again: bool,
     /// Where its context lies.
     pub home: Option<Home>,
 }
@@ -49,7 +52,6 @@ pub struct Ticket {
 #[derive(Debug)]
 pub struct FairQueue<A> {
     classes: [Class<A>; 3],
-    next: u64,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,6 @@ impl<A> Default for FairQueue<A> {
         };
         Self {
             classes: [class(), class(), class()],
-            next: 0,
         }
     }
 }
@@ -133,23 +134,23 @@ impl<A> FairQueue<A> {
         self.classes.iter().all(|class| class.lines.is_empty())
     }
 
-    /// Takes a place behind the others of the same key.
-    pub fn push(&mut self, priority: Priority, key: &str, wish: Wish, asker: A) -> Ticket {
-        let number = self.next;
-        self.next += 1;
+    /// Takes a place behind the others of the same key, or before them if it has had a slot before.
+    pub fn push(&mut self, number: u64, priority: Priority, key: &str, wish: Wish, asker: A) -> Ticket {
+        let goes_first = wish.again;
         let waiter = Waiter { number, wish, asker };
-        let class = class_of(priority);
-        let line = &mut self.classes[class];
-        match line.line(key) {
+        let of = class_of(priority);
+        let class = &mut self.classes[of];
+        match class.line(key) {
+            Some(line) if goes_first => line.waiters.push_front(waiter),
             Some(line) => line.waiters.push_back(waiter),
-            None => line.lines.push_back(Line {
+            None => class.lines.push_back(Line {
                 key: key.to_owned(),
-                paid_until: line.round,
+                paid_until: class.round,
                 waiters: VecDeque::from([waiter]),
             }),
         }
         Ticket {
-            class,
+            class: of,
             key: key.to_owned(),
             number,
         }
@@ -171,8 +172,12 @@ impl<A> FairQueue<A> {
                 Some(_) => (class > own || is_owed) && held > kept,
                 None => false,
             };
-            if let Some(line) = longest.filter(|_| gives) {
-                let waiter = line.waiters.pop_back();
+            let latest = |line: &Line<A>| line.waiters.iter().rposition(|waiter| !waiter.wish.again);
+            if let Some((line, place)) = longest
+                .filter(|_| gives)
+                .and_then(|line| latest(line).map(|at| (line, at)))
+            {
+                let waiter = line.waiters.remove(place);
                 lines.retain(|line| !line.waiters.is_empty());
                 return waiter.map(|waiter| waiter.asker);
             }

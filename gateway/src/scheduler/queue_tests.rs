@@ -11,7 +11,7 @@ fn queue(waiting: &[(Priority, &str, u64)]) -> (FairQueue<usize>, Vec<Ticket>) {
             tokens: *tokens,
             ..Wish::default()
         };
-        queue.push(*priority, key, wish, number)
+        queue.push(number as u64, *priority, key, wish, number)
     };
     let tickets = waiting.iter().enumerate().map(push).collect();
     (queue, tickets)
@@ -51,8 +51,8 @@ fn a_key_that_comes_later_has_saved_nothing_and_owes_nothing() {
         tokens: 50,
         ..Wish::default()
     };
-    queue.push(Normal, "b", wish.clone(), 3);
-    queue.push(Normal, "b", wish, 4);
+    queue.push(3, Normal, "b", wish.clone(), 3);
+    queue.push(4, Normal, "b", wish, 4);
     assert_eq!(served(&mut queue, 3), [2, 3, 4]);
 }
 
@@ -79,29 +79,44 @@ fn a_full_queue_is_shared_between_keys() {
     assert_eq!(queue.make_room(Normal, "greedy", 4), None, "not against itself");
     for (key, gives_up) in [("a", Some(3)), ("b", Some(2))] {
         assert_eq!(queue.make_room(Normal, key, 4), gives_up, "the latest of who has most");
-        queue.push(Normal, key, Wish::default(), 9);
+        queue.push(9, Normal, key, Wish::default(), 9);
     }
     assert_eq!(queue.make_room(Normal, "a", 4), None, "two against one is no reason");
     assert_eq!(queue.make_room(Normal, "c", 4), Some(1));
-    queue.push(Normal, "c", Wish::default(), 9);
+    queue.push(9, Normal, "c", Wish::default(), 9);
     assert_eq!(queue.make_room(Normal, "d", 4), None, "all have one");
     assert_eq!(queue.len(), 4);
+}
+
+#[test]
+fn one_who_had_a_slot_before_goes_first_and_keeps_its_place() {
+    let (mut queue, _) = queue(&[(Normal, "a", 1), (Normal, "a", 1)]);
+    let again = Wish {
+        again: true,
+        ..Wish::default()
+    };
+    queue.push(2, Normal, "a", again.clone(), 2);
+    queue.push(3, Normal, "b", again, 3);
+    assert_eq!(queue.make_room(Normal, "c", 4), Some(1));
+    assert_eq!(queue.make_room(High, "h", 4), Some(0));
+    assert_eq!(queue.make_room(High, "h", 4), None, "only those are left");
+    assert_eq!(served(&mut queue, 9), [2, 3]);
 }
 
 #[test]
 fn a_full_queue_has_a_place_for_each_priority() {
     let (mut queue, _) = queue(&[(Normal, "a", 1), (Normal, "b", 1), (Low, "c", 1), (Low, "c", 1)]);
     assert_eq!(queue.make_room(High, "h", 4), Some(3), "lower ones give way");
-    queue.push(High, "h", Wish::default(), 4);
+    queue.push(4, High, "h", Wish::default(), 4);
     assert_eq!(queue.make_room(High, "i", 4), Some(1), "but keep one place");
-    queue.push(High, "i", Wish::default(), 5);
+    queue.push(5, High, "i", Wish::default(), 5);
     assert_eq!(queue.make_room(High, "j", 4), None);
     queue.remove(&Ticket {
         class: 2,
         key: "c".into(),
         number: 2,
     });
-    queue.push(High, "j", Wish::default(), 6);
+    queue.push(6, High, "j", Wish::default(), 6);
     assert_eq!(queue.make_room(Low, "l", 4), Some(6), "one place is owed to it");
 }
 

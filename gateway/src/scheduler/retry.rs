@@ -3,9 +3,8 @@
 //! Pure: what happened and the time are arguments. It knows no worker's state and no HTTP.
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use wire::WorkerId;
@@ -16,19 +15,21 @@ const CONNECT_ATTEMPTS: usize = 3;
 const ATTEMPTS: usize = 2;
 /// Workers that may die of a request; with the last of them it is poison.
 const DEATHS: usize = 2;
-/// Retries are counted over this long.
-const WINDOW: Duration = Duration::from_secs(10);
-/// Retries there may always be (Envoy's retry budget, whose other part is a fifth of the open requests).
+/// Retries and requests are counted over this many seconds.
+const WINDOW: usize = 10;
+/// Retries there may always be (Envoy's and Linkerd's retry budgets have such a floor, too).
 const FLOOR: usize = 3;
 
 /// How an attempt failed, as far as the next one goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The worker could not be reached: it has seen nothing.
+    /// The worker could not be reached or had no room: it has done nothing.
     Unreachable,
     /// The worker died with the request.
     Died,
-    /// The worker answered what no client should see, or nothing, or has no room.
+    /// The worker lives, and what it sent was no answer.
+    Garbled,
+    /// The worker answered what no client should see, or nothing.
     Bad,
 }
 
@@ -64,27 +65,35 @@ impl Course {
         self.deaths += usize::from(fault == Fault::Died);
         let most = match fault {
             Fault::Unreachable => CONNECT_ATTEMPTS,
-            Fault::Died | Fault::Bad => ATTEMPTS,
+            Fault::Died | Fault::Garbled | Fault::Bad => ATTEMPTS,
         };
         match fault {
             _ if self.deaths >= DEATHS => Next::Poison,
             _ if self.tried.len() >= most => Next::Enough,
-            Fault::Unreachable | Fault::Died => Next::Free,
+            Fault::Unreachable | Fault::Died | Fault::Garbled => Next::Free,
             Fault::Bad => Next::Budgeted,
         }
     }
 }
 
-/// How many retries there may be: a fifth of the open requests, or three, in ten seconds.
+/// How many retries there may be: a fifth of the requests that are open or were made in the last ten seconds, or three.
 #[derive(Debug, Default)]
 pub struct Budget(Mutex<Spent>);
 
 #[derive(Debug, Default)]
 struct Spent {
-    /// When retries were made, of the last ten seconds.
-    at: VecDeque<Instant>,
+    requests: Lately,
+    retries: Lately,
     /// Retries that may yet be made.
     promised: usize,
+}
+
+/// How often something happened in the last ten seconds, counted by the second.
+#[derive(Debug, Default)]
+struct Lately {
+    began: Option<Instant>,
+    second: usize,
+    counts: [usize; WINDOW],
 }
 
 /// Leave to make one retry; unspent it goes back.
@@ -92,11 +101,16 @@ struct Spent {
 pub struct Permit(Option<Arc<Budget>>);
 
 impl Budget {
+    /// A request was made.
+    pub fn request(&self, now: Instant) {
+        self.lock().requests.add(now);
+    }
+
     /// Leave for a retry, if there is any while so many requests are open.
     pub fn permit(self: &Arc<Self>, open: usize, now: Instant) -> Option<Permit> {
         let mut spent = self.lock();
-        spent.at.retain(|at| now.saturating_duration_since(*at) < WINDOW);
-        let has_room = spent.at.len() + spent.promised < (open / 5).max(FLOOR);
+        let requests = spent.requests.count(now).max(open);
+        let has_room = spent.retries.count(now) + spent.promised < (requests / 5).max(FLOOR);
         spent.promised += usize::from(has_room);
         has_room.then(|| Permit(Some(self.clone())))
     }
@@ -106,13 +120,35 @@ impl Budget {
     }
 }
 
+impl Lately {
+    fn add(&mut self, now: Instant) {
+        self.turn(now);
+        self.counts[self.second % WINDOW] += 1;
+    }
+
+    fn count(&mut self, now: Instant) -> usize {
+        self.turn(now);
+        self.counts.iter().sum()
+    }
+
+    /// Forgets the seconds that are too long ago.
+    fn turn(&mut self, now: Instant) {
+        let began = *self.began.get_or_insert(now);
+        let second = usize::try_from(now.saturating_duration_since(began).as_secs()).unwrap_or(usize::MAX);
+        for past in (self.second + 1..=second).rev().take(WINDOW) {
+            self.counts[past % WINDOW] = 0;
+        }
+        self.second = self.second.max(second);
+    }
+}
+
 impl Permit {
     /// The retry is made now.
     pub fn spend(mut self, now: Instant) {
         if let Some(budget) = self.0.take() {
             let mut spent = budget.lock();
             spent.promised -= 1;
-            spent.at.push_back(now);
+            spent.retries.add(now);
         }
     }
 }
@@ -127,6 +163,8 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn after(faults: &[Fault]) -> Next {
@@ -141,12 +179,14 @@ mod tests {
 
     #[test]
     fn a_request_gets_two_attempts_and_three_if_workers_cannot_be_reached() {
-        use Fault::{Bad, Died, Unreachable};
+        use Fault::{Bad, Died, Garbled, Unreachable};
         for (faults, next) in [
             (&[Bad][..], Next::Budgeted),
             (&[Bad, Bad], Next::Enough),
             (&[Died], Next::Free),
             (&[Died, Bad], Next::Enough),
+            (&[Garbled], Next::Free),
+            (&[Garbled, Garbled], Next::Enough),
             (&[Died, Died], Next::Poison),
             (&[Unreachable], Next::Free),
             (&[Unreachable, Unreachable], Next::Free),
@@ -173,6 +213,29 @@ mod tests {
         }
         assert!(budget.permit(19, now).is_none());
         assert!(budget.permit(20, now).is_some(), "a fifth of twenty is four");
-        assert!(budget.permit(1, now + WINDOW).is_some());
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(budget.permit(1, later(9)).is_none());
+        assert!(budget.permit(1, later(10)).is_some());
+    }
+
+    #[test]
+    fn a_fifth_of_many_short_requests_may_be_retries() {
+        let budget = Arc::<Budget>::default();
+        let now = Instant::now();
+        let later = |seconds| now + Duration::from_secs(seconds);
+        for request in 0..200 {
+            budget.request(later(request / 20));
+        }
+        let retries = |at| {
+            let permits = std::iter::from_fn(|| budget.permit(1, at));
+            permits.map(|permit| permit.spend(at)).count()
+        };
+        assert_eq!(retries(later(9)), 40, "a fifth of two hundred");
+        assert_eq!(
+            retries(later(14)),
+            0,
+            "half of the requests are forgotten, and no retry is"
+        );
+        assert_eq!(retries(later(19)), FLOOR, "all of them are");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -62,6 +62,8 @@ enum Happening {
     /// This request has waited as long as it may, for its slot of this number.
     Timeout(usize, u32),
     Cancel(usize),
+    /// The first of those who were answered comes to know it, and leaves the queue in which it is no more.
+    Notice,
 }
 
 /// How a worker behaves.
@@ -115,6 +117,8 @@ struct World {
     clients: Vec<Client>,
     future: BinaryHeap<Reverse<(u64, u64, Happening)>>,
     planned: u64,
+    /// Tickets of those who have been answered and do not know it yet.
+    stale: VecDeque<Ticket>,
     ejections: u64,
 }
 
@@ -155,6 +159,7 @@ impl World {
             clients: Vec::new(),
             future: BinaryHeap::new(),
             planned: 0,
+            stale: VecDeque::new(),
             ejections: 0,
         };
         world.fleet.remember_model(model(), 0, ModelFacts::default());
@@ -240,6 +245,7 @@ impl World {
             end: None,
         });
         let client = self.clients.len() - 1;
+        self.budget.request(self.instant());
         if self.dice.one_in(5) {
             let after = self.dice.roll(20_000);
             self.plan(after, Happening::Cancel(client));
@@ -260,6 +266,7 @@ impl World {
             },
             key: asking.key,
             priority: asking.priority,
+            again: asking.attempts > 0,
         };
         let admission = self
             .fleet
@@ -275,15 +282,22 @@ impl World {
             Err(_) if asking.attempts > 0 => self.end(client, End::Failed),
             Err(_) => self.end(client, End::Refused),
         }
-        let waiting = self.clients.iter().filter(|client| client.ticket.is_some()).count();
-        assert!(waiting <= PLACES, "the queue is bounded");
+        // One whose worker failed keeps its place in a full queue; those are no more than there are slots.
+        let waits = |client: &&Client| client.ticket.is_some() && client.attempts == 0;
+        assert!(
+            self.clients.iter().filter(waits).count() <= PLACES,
+            "the queue is bounded"
+        );
         self.answer();
     }
 
     /// Passes on what became of those who waited.
     fn answer(&mut self) {
         for (client, outcome) in self.fleet.take_grants() {
-            assert!(self.clients[client].ticket.take().is_some(), "nobody is answered twice");
+            let ticket = self.clients[client].ticket.take();
+            self.stale.push_back(ticket.expect("nobody is answered twice"));
+            let after = self.dice.roll(3);
+            self.plan(after, Happening::Notice);
             match outcome {
                 Ok(claim) => self.granted(client, claim),
                 Err(NoSlot::QueueFull { .. }) => self.end(client, End::Refused),
@@ -303,7 +317,7 @@ impl World {
         );
         match members.standing(member, now) {
             Standing::Open => assert!(member.in_flight <= member.slots),
-            Standing::HalfOpen => assert_eq!(member.in_flight, 1, "one probe at a time"),
+            Standing::HalfOpen => assert_eq!((member.probes, claim.is_probe), (1, true), "one probe at a time"),
             other => panic!("{other:?} workers get nothing"),
         }
         self.memory.keep(&self.clients[client].context, claim.home);
@@ -346,7 +360,7 @@ impl World {
     fn attempt_failed(&mut self, client: usize, fault: Fault) {
         let outcome = match fault {
             Fault::Unreachable | Fault::Died => Outcome::Broken,
-            Fault::Bad => Outcome::Failed,
+            Fault::Garbled | Fault::Bad => Outcome::Failed,
         };
         let Some(worker) = self.report(client, outcome) else {
             return;
@@ -367,9 +381,15 @@ impl World {
     }
 
     fn report(&mut self, client: usize, outcome: Outcome) -> Option<WorkerId> {
-        let target = self.clients[client].claim.as_ref()?.0.target.clone();
+        let claim = &self.clients[client].claim.as_ref()?.0;
+        let (target, is_probe) = (claim.target.clone(), claim.is_probe);
+        let ending = Ending {
+            outcome,
+            is_probe,
+            reason: None,
+        };
         // A worker that came back meanwhile is judged no more.
-        let _ = self.apply(Event::Ended(target.id.clone(), target.epoch, outcome, None));
+        let _ = self.apply(Event::Ended(target.id.clone(), target.epoch, ending));
         Some(target.id.clone())
     }
 
@@ -473,6 +493,11 @@ impl World {
                 self.end(client, End::Cancelled);
             }
             Happening::Cancel(_) => {}
+            Happening::Notice => {
+                if let Some(ticket) = self.stale.pop_front() {
+                    self.fleet.leave(&model(), &ticket);
+                }
+            }
         }
     }
 

@@ -1,5 +1,8 @@
 //! Slots, places and turns, with no network and no worker.
 
+use std::pin::pin;
+
+use futures_util::poll;
 use wire::WorkerKind;
 
 use super::{trace::Subject, *};
@@ -56,6 +59,7 @@ async fn ask(dispatcher: &Arc<Dispatcher>, key: &str) -> Result<Lease, NoSlot> {
             model: &model(),
             request: &request,
             tried: &[],
+            again: false,
         })
         .await
 }
@@ -93,6 +97,47 @@ async fn a_freed_slot_goes_to_the_one_who_waits() {
     assert_eq!(in_flight(&dispatcher), 1);
     drop(lease);
     assert_eq!(in_flight(&dispatcher), 0);
+}
+
+#[tokio::test]
+async fn one_who_was_served_takes_no_place_from_one_who_came_later() {
+    let dispatcher = dispatcher(4, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let lease = ask(&dispatcher, "k").await.unwrap();
+    let mut first = pin!(ask(&dispatcher, "k"));
+    assert!(poll!(&mut first).is_pending());
+    // Its slot is there, but it does not know that yet when the next one comes.
+    drop(lease);
+    let mut second = pin!(ask(&dispatcher, "k"));
+    assert!(poll!(&mut second).is_pending());
+    let lease = first.await.unwrap();
+    assert!(poll!(&mut second).is_pending(), "it waits on");
+    drop(lease);
+    second.await.unwrap();
+}
+
+#[tokio::test]
+async fn one_whose_worker_failed_has_a_place_in_a_full_queue() {
+    let dispatcher = dispatcher(1, Duration::from_secs(30));
+    join(&dispatcher, "a", 1, 1);
+    let lease = ask(&dispatcher, "k").await.unwrap();
+    join(&dispatcher, "b", 2, 1);
+    let _other = ask(&dispatcher, "k").await.unwrap();
+    let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(ask(&dispatcher, "k"))).collect();
+    for asking in &mut waiting {
+        assert!(poll!(asking).is_pending());
+    }
+    let request = request(&dispatcher, "k");
+    let (model, tried) = (model(), ["b".parse().unwrap()]);
+    let mut again = pin!(dispatcher.acquire(Ask {
+        model: &model,
+        request: &request,
+        tried: &tried,
+        again: true,
+    }));
+    assert!(poll!(&mut again).is_pending());
+    drop(lease);
+    assert_eq!(again.await.unwrap().target().id.as_str(), "a");
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,6 +237,7 @@ async fn who_waits_for_a_worker_that_is_fit_holds_up_nobody_else() {
                 model,
                 request,
                 tried: &[],
+                again: false,
             })
             .await
     };

@@ -316,6 +316,23 @@ async fn errors_of_a_server_come_back_in_the_envelope() {
 }
 
 #[tokio::test]
+async fn a_server_without_room_is_asked_for_nothing_while_others_serve() {
+    let hive = Hive::start().await;
+    let full = Script::head(429, "retry-after: 50\r\ncontent-length: 0\r\n");
+    let server = Server::to_attach(&["m"], None, vec![full]).await;
+    attach(&hive, json!({"url": server.url(), "id": "far"}))
+        .await
+        .json()
+        .await;
+    let _worker = hive.worker("a").join().await;
+    for _more_than_retries_may_be_made in 0..12 {
+        assert_eq!(hive.chat("m").send().await.status, 200);
+    }
+    assert_eq!(server.calls(), 1);
+    assert_eq!(hive.worker_view("far").await["state"], "ready");
+}
+
+#[tokio::test]
 async fn a_server_that_stops_answering_is_suspect_until_it_answers_again() {
     let hive = Hive::start().await;
     let server = Server::to_attach(&["x"], None, vec![Script::says(&["x"])]).await;

@@ -161,7 +161,25 @@ async fn a_client_that_leaves_while_its_whole_answer_begins_anew_frees_both_slot
 }
 
 #[tokio::test]
-async fn a_lost_worker_is_not_asked_again_before_it_is_heard_of() {
+async fn a_worker_that_died_is_not_asked_again_before_it_is_heard_of() {
+    let hive = Hive::start().await;
+    let worker = hive.worker("a").script([Script::begins(&["a"]).hang()]).join().await;
+    let (credential, beat) = (worker.registered.credential.clone(), worker.beat.clone());
+    let mut stream = hive.chat("m").stream().send().await;
+    stream.until("a").await;
+    worker.dies();
+    stream.broken("worker_lost").await;
+    let view = hive.worker_view("a").await;
+    assert_eq!(view["state"], "suspect", "{view}");
+    assert!(view["message"].is_string());
+    hive.chat("m").send().await.refused(503, "no_worker").await;
+    let beat = beat.lock().unwrap().clone();
+    assert_eq!(hive.heartbeat("a", &credential, &beat).await.status, 200);
+    assert_eq!(hive.worker_view("a").await["state"], "ready");
+}
+
+#[tokio::test]
+async fn a_worker_that_lives_and_lost_a_connection_is_asked_again_without_a_heartbeat() {
     let hive = Hive::start().await;
     let worker = hive
         .worker("a")
@@ -170,16 +188,7 @@ async fn a_lost_worker_is_not_asked_again_before_it_is_heard_of() {
         .await;
     worker.falls_silent();
     hive.chat("m").stream().send().await.broken("worker_lost").await;
-    let view = hive.worker_view("a").await;
-    assert_eq!(view["state"], "suspect", "{view}");
-    assert!(view["message"].is_string());
-    hive.chat("m").send().await.refused(503, "no_worker").await;
-    let beat = worker.beat.lock().unwrap().clone();
-    assert_eq!(
-        hive.heartbeat("a", &worker.registered.credential, &beat).await.status,
-        200
-    );
-    assert_eq!(hive.worker_view("a").await["state"], "ready");
+    hive.until("a", "ready").await;
     assert_eq!(text_of(&hive.chat("m").stream().send().await.events().await), "b");
 }
 

@@ -40,6 +40,35 @@ async fn two_requests_and_one_slot_go_one_after_the_other() {
 }
 
 #[tokio::test]
+async fn a_request_whose_worker_died_has_a_place_in_a_full_queue() {
+    let hive = Hive::with(&[("scheduler.places_per_slot", "1")]).await;
+    let (gate, death) = (Gate::new(), Gate::new());
+    let _a = hive
+        .worker("a")
+        .script([Script::begins(&["a"]).wait(&gate).ends(1)])
+        .join()
+        .await;
+    let mut asked = vec![hive.chat("m").spawn()];
+    hive.until_in_flight("a", 1).await;
+    let _b = hive
+        .worker("b")
+        .script([Script::stream().wait(&death).reset(), Script::says(&["b"])])
+        .join()
+        .await;
+    asked.push(hive.chat("m").spawn());
+    hive.until_in_flight("b", 1).await;
+    asked.extend([hive.chat("m").spawn(), hive.chat("m").spawn()]);
+    until_queued(&hive, 2).await;
+    death.open();
+    hive.logged("the loss", |line| line["message"] == "an attempt failed")
+        .await;
+    gate.open();
+    for reply in asked {
+        assert_eq!(reply.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_full_queue_and_a_long_wait_are_told_apart_and_quickly() {
     let hive = Hive::with(&[
         ("scheduler.places_per_slot", "1"),
