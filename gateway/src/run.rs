@@ -177,7 +177,7 @@ async fn live(home: PathBuf, config: Config, inheritance: &mut Option<Inheritanc
     let sweeps = tokio::spawn(sweep(hive.clone()));
     let (data_url, control_url) = (&mark.run().data_url, &mark.run().control_url);
     tracing::info!(data = data_url, control = control_url, threads = data.len(), home = %hive.home.display(), "ready");
-    tell_systemd();
+    tell_systemd(&format!("MAINPID={}\nREADY=1", std::process::id()));
     let successor = until_told(
         &hive,
         &data,
@@ -278,6 +278,8 @@ async fn until_told(
                     pid = successor.pid,
                     "a new gateway has taken over; what runs here may finish"
                 );
+                // It says so itself; but were we gone before that is heard, systemd would take the service for dead.
+                tell_systemd(&format!("MAINPID={}", successor.pid));
                 // One that came meanwhile was meant for the gateway.
                 if futures_util::FutureExt::now_or_never(told.as_mut()).is_some() {
                     successor.stop();
@@ -297,22 +299,21 @@ async fn until_told(
     }
 }
 
-/// This process is the service from here on, and ready.
-fn tell_systemd() {
+/// Says something of the service to systemd, if it started us (`sd_notify(3)`).
+fn tell_systemd(word: &str) {
     if let Some(socket) = config::notify_socket()
-        && let Err(error) = notify(&socket)
+        && let Err(error) = notify(&socket, word)
     {
-        tracing::warn!(cause = %error, "systemd could not be told that this process serves");
+        tracing::warn!(cause = %error, "systemd could not be told which process serves");
     }
 }
 
-fn notify(socket: &OsStr) -> io::Result<()> {
+fn notify(socket: &OsStr, word: &str) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
         #[cfg(target_os = "linux")]
         Some(name) => <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(socket)?,
     };
-    let word = format!("MAINPID={}\nREADY=1", std::process::id());
     UnixDatagram::unbound()?
         .send_to_addr(word.as_bytes(), &address)
         .map(drop)

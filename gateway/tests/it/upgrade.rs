@@ -457,8 +457,17 @@ async fn systemd_is_told_which_process_is_the_service() {
     let size = soon("it says that it is ready", told.recv(&mut word)).await.unwrap();
     assert_eq!(word[..size], *format!("MAINPID={}\nREADY=1", hive.pid()).as_bytes());
     let next = Successor::of(&hive, hive.pid()).await;
-    let size = soon("its successor does", told.recv(&mut word)).await.unwrap();
-    assert_eq!(word[..size], *format!("MAINPID={}\nREADY=1", next.0.pid).as_bytes());
+    // Both say it: the one that ends must not be gone before systemd knows of the other.
+    let mut words = Vec::new();
+    for _ in 0..2 {
+        let size = soon("it and its successor say who serves", told.recv(&mut word))
+            .await
+            .unwrap();
+        words.push(String::from_utf8(word[..size].to_vec()).unwrap());
+    }
+    words.sort();
+    let serves = format!("MAINPID={}", next.0.pid);
+    assert_eq!(words, [serves.clone(), format!("{serves}\nREADY=1")]);
 }
 
 #[tokio::test]
