@@ -249,6 +249,7 @@ async fn a_model_tells_what_becomes_of_each_parameter() {
     assert!(hive_knows["parameters"].get("embeddings").is_none(), "it makes none");
     let unknown = Reply::to(hive.on_data("GET", "/v1/models/unknown")).await.json().await;
     assert_eq!(unknown["hive"]["parameters"]["chat"]["mirostat"], "passed");
+    assert_eq!(unknown["hive"]["parameters"]["chat"]["stop"], "emulated");
     let list = Reply::to(hive.on_data("GET", "/v1/models")).await.json().await;
     assert!(list["data"][0]["hive"].get("parameters").is_none(), "{list}");
 }

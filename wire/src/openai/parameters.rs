@@ -64,6 +64,9 @@ const INNER: [(&str, &str, &str); 2] = [
     ("stream_options", "/include_obfuscation", "false"),
 ];
 
+/// What the gateway sees to, whatever an attached server makes of it.
+const KEPT_ANYWHERE: [&str; 2] = ["stop", "encoding_format"];
+
 const fn same(name: &'static str, support: Support) -> Parameter {
     Parameter {
         name,
@@ -311,6 +314,7 @@ impl Parameter {
             Some(EngineName::Mistral) if self.thinking && !thinks => Support::Ignored,
             Some(EngineName::Mistral) => self.mistral,
             Some(EngineName::Scripted) => self.scripted,
+            None if KEPT_ANYWHERE.contains(&self.name) => Support::Emulated,
             None => Support::Passed,
         }
     }
