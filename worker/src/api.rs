@@ -173,7 +173,6 @@ async fn answer(
     let Order {
         requests,
         n,
-        stream,
         include_usage,
         form,
     } = order;
@@ -218,11 +217,7 @@ async fn answer(
     }));
     drop(slot);
     let giving = Giving::new(worker.clone(), client, &telling);
-    let mut response = if stream {
-        answer::stream(telling, choices, giving)
-    } else {
-        answer::whole(&telling, choices, giving).await?
-    };
+    let mut response = answer::stream(telling, choices, giving);
     response
         .headers_mut()
         .insert(PROMPT_TOKENS_HEADER, prompt_tokens.into());

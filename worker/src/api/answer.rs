@@ -1,4 +1,4 @@
-//! From an engine's events to an answer: a stream of OpenAI's chunks, or one piece.
+//! From an engine's events to a stream of OpenAI's chunks. An answer in one piece is its gateway's to make.
 //!
 //! The first chunk leaves with the first event of the engine, not before: until then the gateway may still take the
 //! request elsewhere. A stream that fails ends with an error event and without `[DONE]`. Several choices are one
@@ -12,7 +12,6 @@ use std::{
 };
 
 use axum::{
-    Json,
     body::{Body, Bytes},
     http::header,
     response::{IntoResponse, Response},
@@ -25,9 +24,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use wire::ModelName;
 
 use super::{
-    chunk::{Call, Choice, Delta, Envelope, WholeChoice, error_event, sse},
+    chunk::{Choice, Delta, Envelope, error_event, sse},
     order::Form,
-    refusal::Refusal,
     text::TextChoice,
 };
 use crate::{
@@ -157,102 +155,6 @@ pub fn stream(telling: Telling, choices: Choices, giving: Giving) -> Response {
         (header::CACHE_CONTROL, "no-cache"),
     ];
     (headers, Body::from_stream(body)).into_response()
-}
-
-/// A choice as it gathers.
-#[derive(Default)]
-struct Gathered {
-    thought: String,
-    text: String,
-    calls: Vec<Call>,
-    logprobs: Vec<TokenLogprob>,
-    reason: Option<FinishReason>,
-}
-
-/// The answer in one piece.
-pub async fn whole(telling: &Telling, mut choices: Choices, mut giving: Giving) -> Result<Response, Refusal> {
-    let lost = || Refusal::Failed("it lost the generation".to_owned());
-    let begin = |echo: &Echo| Gathered {
-        text: echo.text.clone(),
-        logprobs: echo.logprobs.clone(),
-        ..Gathered::default()
-    };
-    let mut gathered: Vec<Gathered> = telling.echoes.iter().map(begin).collect();
-    let mut usage = Usage {
-        prompt: telling.prompt_tokens,
-        ..Usage::default()
-    };
-    while gathered.iter().any(|choice| choice.reason.is_none()) {
-        match giving.next(&mut choices).await {
-            Said::Event(i, Event::Delta(delta)) => gathered[i].add(delta),
-            Said::Event(i, Event::Finish { reason, usage: used }) => {
-                gathered[i].reason = Some(reason);
-                usage.add(used);
-            }
-            Said::Event(_, Event::Waiting) => {}
-            Said::Event(_, Event::Failed(reason)) => return Err(Refusal::Failed(reason)),
-            Said::Ended(i) if gathered[i].reason.is_some() => {}
-            Said::Event(_, Event::Fault(_)) | Said::Ended(_) | Said::Nothing => return Err(lost()),
-            Said::Stop => return Err(Refusal::ShuttingDown),
-        }
-    }
-    let (head, usage) = (&telling.head, Some(usage));
-    let numbered = gathered.iter().zip(&telling.echoes).enumerate();
-    Ok(match telling.form {
-        Form::Chat => {
-            let choices = numbered.map(
-                |(
-                    i,
-                    (
-                        Gathered {
-                            thought,
-                            text,
-                            calls,
-                            logprobs,
-                            reason,
-                        },
-                        _,
-                    ),
-                )| {
-                    let logprobs = telling.logprobs.then_some(&**logprobs);
-                    WholeChoice::new(i, thought, text, calls, logprobs, reason.unwrap_or(FinishReason::Stop))
-                },
-            );
-            Json(Envelope::new(head, "chat.completion", choices.collect(), usage)).into_response()
-        }
-        Form::Text { .. } => {
-            let choices = numbered.map(|(i, (choice, echo))| {
-                let mut offset = if echo.logprobs.is_empty() {
-                    echo.text.chars().count()
-                } else {
-                    0
-                };
-                let logprobs = telling.logprobs.then_some(&*choice.logprobs);
-                TextChoice::new(i, &choice.text, logprobs, &mut offset, choice.reason)
-            });
-            Json(Envelope::new(head, "text_completion", choices.collect(), usage)).into_response()
-        }
-    })
-}
-
-impl Gathered {
-    fn add(&mut self, delta: engine::Delta) {
-        self.logprobs.extend(delta.logprobs);
-        match delta.piece {
-            Piece::Text(text) => self.text.push_str(&text),
-            Piece::Thought(text) => self.thought.push_str(&text),
-            Piece::Call { name } => self.calls.push(Call {
-                id: call_id(),
-                name,
-                ..Call::default()
-            }),
-            Piece::Arguments(text) => {
-                if let Some(call) = self.calls.last_mut() {
-                    call.arguments.push_str(&text);
-                }
-            }
-        }
-    }
 }
 
 /// An id that no other call in the conversation has.

@@ -28,7 +28,7 @@ pub fn error_event(code: &str, message: &str) -> Bytes {
     sse(&ErrorEnvelope { error })
 }
 
-/// A chunk of a stream, or an answer in one piece: what all forms have in common.
+/// A chunk: what all forms have in common.
 #[derive(Debug, Serialize)]
 pub struct Envelope<'a, C> {
     id: &'a str,
@@ -166,86 +166,6 @@ impl<'a> Choice<'a> {
             delta,
             logprobs: logprobs.map(Logprobs::new),
             finish_reason,
-        }
-    }
-}
-
-/// A choice in one piece.
-#[derive(Debug, Serialize)]
-pub struct WholeChoice<'a> {
-    index: usize,
-    message: WholeMessage<'a>,
-    logprobs: Option<Logprobs>,
-    finish_reason: FinishReason,
-}
-
-#[derive(Debug, Serialize)]
-struct WholeMessage<'a> {
-    role: &'static str,
-    content: Option<&'a str>,
-    refusal: Option<&'a str>,
-    annotations: [(); 0],
-    #[serde(skip_serializing_if = "str::is_empty")]
-    reasoning_content: &'a str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    tool_calls: Vec<WholeCall<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct WholeCall<'a> {
-    id: &'a str,
-    r#type: &'static str,
-    function: WholeFunction<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct WholeFunction<'a> {
-    name: &'a str,
-    arguments: &'a str,
-}
-
-/// A call that has come to its end.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Call {
-    /// Its id.
-    pub id: String,
-    /// The function.
-    pub name: String,
-    /// JSON text.
-    pub arguments: String,
-}
-
-impl<'a> WholeChoice<'a> {
-    /// The choice of that index: a text, or calls with or without one, and what was thought before.
-    pub fn new(
-        index: usize,
-        reasoning_content: &'a str,
-        text: &'a str,
-        calls: &'a [Call],
-        logprobs: Option<&[TokenLogprob]>,
-        reason: FinishReason,
-    ) -> Self {
-        let tool_calls = calls.iter().map(|call| WholeCall {
-            id: &call.id,
-            r#type: "function",
-            function: WholeFunction {
-                name: &call.name,
-                arguments: &call.arguments,
-            },
-        });
-        let message = WholeMessage {
-            role: "assistant",
-            content: (calls.is_empty() || !text.is_empty()).then_some(text),
-            refusal: None,
-            annotations: [],
-            reasoning_content,
-            tool_calls: tool_calls.collect(),
-        };
-        Self {
-            index,
-            message,
-            logprobs: logprobs.map(Logprobs::new),
-            finish_reason: reason,
         }
     }
 }

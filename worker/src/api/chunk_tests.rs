@@ -85,28 +85,6 @@ fn usage_tells_its_details() {
 }
 
 #[test]
-fn a_message_with_calls_has_content_only_if_something_was_said() {
-    let call = Call {
-        id: "call_1".to_owned(),
-        name: "f".to_owned(),
-        arguments: "{}".to_owned(),
-    };
-    let message = |text, calls: &[Call]| {
-        serde_json::to_value(WholeChoice::new(0, "", text, calls, None, FinishReason::Stop)).unwrap()["message"].take()
-    };
-    let calls = json!([{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
-    assert_eq!(
-        message("", std::slice::from_ref(&call)),
-        json!({"role": "assistant", "content": null, "refusal": null, "annotations": [], "tool_calls": calls})
-    );
-    assert_eq!(message("Well.", &[call])["content"], "Well.");
-    assert_eq!(
-        message("", &[]),
-        json!({"role": "assistant", "content": "", "refusal": null, "annotations": []})
-    );
-}
-
-#[test]
 fn logprobs_have_all_four_keys_and_no_infinity() {
     let candidate = |bytes: &[u8], logprob| Candidate {
         bytes: bytes.to_vec(),

@@ -18,8 +18,6 @@ pub struct Order {
     pub requests: Vec<Request>,
     /// Choices for each prompt.
     pub n: u32,
-    /// As a stream of events, not in one piece.
-    pub stream: bool,
     /// With a last chunk that tells the usage.
     pub include_usage: bool,
     /// The form it is told in.
@@ -43,6 +41,7 @@ impl Order {
     pub fn chat(body: &[u8], model: &ModelName, facts: &ModelFacts) -> Result<Self, Refusal> {
         let asked = ChatRequest::read(body)?;
         check_model(asked.model.as_ref(), model)?;
+        check_stream(asked.stream)?;
         let mut faults = Faults::default();
         ability::check_chat(&asked, model, facts, &mut faults);
         let asked = faults.unless(asked)?;
@@ -68,7 +67,6 @@ impl Order {
         Ok(Self {
             requests: vec![request],
             n: asked.n,
-            stream: asked.stream,
             include_usage: asked.include_usage,
             form: Form::Chat,
         })
@@ -78,6 +76,7 @@ impl Order {
     pub fn completion(body: &[u8], model: &ModelName) -> Result<Self, Refusal> {
         let asked = CompletionRequest::read(body)?;
         check_model(asked.model.as_ref(), model)?;
+        check_stream(asked.stream)?;
         let request = |prompt| Request {
             prompt: Prompt::Raw(prompt),
             max_tokens: Some(asked.max_tokens),
@@ -89,7 +88,6 @@ impl Order {
         Ok(Self {
             requests: asked.prompts.into_iter().map(request).collect(),
             n: asked.n,
-            stream: asked.stream,
             include_usage: asked.include_usage,
             form: Form::Text { echo: asked.echo },
         })
@@ -122,6 +120,15 @@ pub fn check_model(asked: Option<&ModelName>, model: &ModelName) -> Result<(), R
     }
 }
 
+/// A client that leaves is noticed by what can no longer be sent to it, so all is sent as it comes.
+fn check_stream(asked: bool) -> Result<(), Refusal> {
+    let message = "`stream` must be true: a worker only streams. Ask its gateway, which makes one piece of it.";
+    asked.then_some(()).ok_or_else(|| Refusal::Unsupported {
+        param: "stream",
+        message: message.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -131,7 +138,7 @@ mod tests {
     use super::*;
 
     fn chat(more: Value) -> Result<Order, Refusal> {
-        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}],
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true,
             "tools": [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}]});
         let (Value::Object(body), Value::Object(more)) = (&mut body, more) else {
             unreachable!()

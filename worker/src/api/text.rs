@@ -1,4 +1,4 @@
-//! OpenAI's wire form of a text completion, the older API: chunks and answers are the same object.
+//! OpenAI's wire form of a text completion, the older API.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::chunk::finite;
 use crate::engine::{Candidate, FinishReason, TokenLogprob};
 
-/// What a chunk adds to a choice, or a choice in one piece.
+/// What a chunk adds to a choice.
 #[derive(Debug, Serialize)]
 pub struct TextChoice<'a> {
     text: &'a str,

@@ -50,17 +50,20 @@ async fn usage_comes_only_when_asked_for() {
 }
 
 #[tokio::test]
-async fn an_answer_in_one_piece_says_the_same() {
+async fn one_piece_is_for_the_gateway_to_make() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
-    let whole = worker
-        .ask(&with(streamed("one two three"), json!({"stream": false})))
-        .await
-        .json();
-    let message = json!({"role": "assistant", "content": "one two three", "refusal": null, "annotations": []});
-    let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
-    assert_eq!(whole["choices"], json!([choice]));
-    assert_eq!(whole["object"], "chat.completion");
-    assert_eq!(whole["usage"], usage(3, 3));
+    let chat = with(streamed("x"), json!({"stream": false, "stream_options": null}));
+    let text = json!({"model": "m", "prompt": "x"});
+    for (path, body) in [("/v1/chat/completions", chat), ("/v1/completions", text)] {
+        let refused = worker.post(path, &body).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.code()),
+            (400, "unsupported_parameter".to_owned())
+        );
+        let error = refused.json()["error"].clone();
+        assert_eq!(error["param"], "stream");
+        assert!(error["message"].as_str().unwrap().contains("its gateway"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -108,23 +111,11 @@ async fn text_that_looks_like_the_wire_passes_intact() {
 async fn logprobs_come_with_the_tokens_they_belong_to() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
     let asked = with(streamed("ab cd"), json!({"logprobs": true}));
-    let streamed_tokens: Vec<Value> = worker
-        .ask(&asked)
-        .await
-        .chunks()
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array().cloned())
-        .flatten()
-        .collect();
-    assert_eq!(streamed_tokens.len(), 2);
+    let tokens = worker.ask(&asked).await.logprobs();
+    assert_eq!(tokens.len(), 2);
     assert_eq!(
-        streamed_tokens[0],
+        tokens[0],
         json!({"token": "ab ", "logprob": -0.5, "bytes": b"ab ", "top_logprobs": []})
-    );
-    let whole = worker.ask(&with(asked, json!({"stream": false}))).await.json();
-    assert_eq!(
-        whole["choices"][0]["logprobs"],
-        json!({"content": streamed_tokens, "refusal": null})
     );
 }
 
@@ -132,15 +123,14 @@ async fn logprobs_come_with_the_tokens_they_belong_to() {
 async fn logprobs_that_were_asked_for_are_told_even_where_there_are_none() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
     let asked = with(streamed("ab"), json!({"logprobs": true, "stop": "a"}));
-    let (streamed, whole) = worker.ask_both(&asked).await;
+    let answer = worker.ask(&asked).await;
     let none = json!({"content": [], "refusal": null});
-    assert_eq!(streamed.text(), "");
-    let ends = streamed
+    assert_eq!(answer.text(), "");
+    let ends = answer
         .chunks()
         .into_iter()
         .find(|chunk| chunk["choices"][0]["finish_reason"].is_string());
     assert_eq!(ends.unwrap()["choices"][0]["logprobs"], none);
-    assert_eq!(whole["choices"][0]["logprobs"], none);
 }
 
 #[tokio::test]
@@ -148,46 +138,34 @@ async fn thoughts_are_told_apart_where_a_model_thinks_and_nowhere_else() {
     let says = json!({"tokens": ["<thi", "nk>", "hm, ", "so", "</think>", "\n\n", "42"]});
     let asked = streamed(says.to_string());
     let worker = Worker::alone(json!({"thinks": true}), &[]).await.ready().await;
-    let (answer, whole) = worker.ask_both(&asked).await;
-    assert_eq!(answer.text(), "42");
-    let chunks = answer.chunks();
-    let thought = chunks
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0]["delta"]["reasoning_content"].as_str());
-    assert_eq!(thought.collect::<String>(), "hm, so");
-    assert_eq!(whole["choices"][0]["message"]["reasoning_content"], "hm, so");
-    let details = &whole["usage"]["completion_tokens_details"];
+    let answer = worker.ask(&asked).await;
+    let said = answer.choice(0);
+    assert_eq!((said.text.as_str(), said.thought.as_str()), ("42", "hm, so"));
+    let usage = &answer.chunks().pop().unwrap()["usage"];
     assert_eq!(
-        (details, &whole["usage"]["completion_tokens"]),
+        (&usage["completion_tokens_details"], &usage["completion_tokens"]),
         (&json!({"reasoning_tokens": 4}), &json!(7))
     );
-    let plain = worker.ask(&with(streamed("42"), json!({"stream": false}))).await.json();
-    assert!(
-        plain["choices"][0]["message"].get("reasoning_content").is_none(),
-        "{plain}"
-    );
+    let plain = worker.ask(&streamed("42")).await;
+    assert!(!plain.body().contains("reasoning_content"), "{}", plain.body());
 
     let other = Worker::alone(json!({}), &[]).await.ready().await;
-    let (answer, whole) = other.ask_both(&asked).await;
+    let answer = other.ask(&asked).await;
     assert_eq!(answer.text(), "<think>hm, so</think>\n\n42");
-    assert!(
-        whole["choices"][0]["message"].get("reasoning_content").is_none(),
-        "{whole}"
-    );
+    assert!(!answer.body().contains("reasoning_content"), "{}", answer.body());
 }
 
 #[tokio::test]
 async fn several_choices_come_in_order_and_are_counted_together() {
     let worker = Worker::alone(json!({}), &["--slots", "1"]).await.ready().await;
-    let (streamed, whole) = worker.ask_both(&with(streamed("one two"), json!({"n": 3}))).await;
-    let chunks = streamed.chunks();
+    let answer = worker.ask(&with(streamed("one two"), json!({"n": 3}))).await;
+    let chunks = answer.chunks();
     for (i, chunk) in chunks.iter().take(3).enumerate() {
         assert_eq!(chunk["choices"][0]["index"], i, "the speakers come first, in order");
         assert_eq!(chunk["choices"][0]["delta"]["role"], "assistant");
     }
-    assert!((0..3).all(|i| streamed.choice(i).text == "one two"));
-    assert_eq!(whole["choices"].as_array().unwrap().len(), 3);
-    assert_eq!(whole["usage"], usage(2, 6), "the prompt counts once");
+    assert!((0..3).all(|i| answer.choice(i).text == "one two"));
+    assert_eq!(answer.usage(), [2, 6, 8], "the prompt counts once");
     assert_eq!(worker.in_flight().await, 0);
 }
 
@@ -195,8 +173,8 @@ async fn several_choices_come_in_order_and_are_counted_together() {
 async fn a_choice_that_breaks_breaks_all_of_them() {
     let worker = Worker::alone(json!({}), &[]).await.ready().await;
     let script = json!({"tokens": ["a", "b"], "fault": {"at": 1, "kind": "close"}}).to_string();
-    let whole = with(streamed(script), json!({"n": 2, "stream": false}));
-    assert_eq!(worker.ask(&whole).await.code(), "engine_failed");
+    let broken = worker.ask(&with(streamed(script), json!({"n": 2}))).await;
+    assert!(broken.broke || !broken.body().contains("[DONE]"), "{}", broken.body());
     let stalled = json!({"tokens": ["a"], "fault": {"at": 0, "kind": "stall"}}).to_string();
     let running = worker
         .chat(&with(streamed(stalled), json!({"n": 4})))

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use super::worker::{Answer, Worker, with};
 
+/// A request for the text that follows this one.
 #[allow(clippy::needless_pass_by_value)]
-fn ask(prompt: Value, more: Value) -> Value {
+pub fn ask(prompt: Value, more: Value) -> Value {
     with(
         json!({"model": "m", "prompt": prompt, "stream": true, "stream_options": {"include_usage": true}}),
         more,
@@ -13,10 +14,11 @@ fn ask(prompt: Value, more: Value) -> Value {
 }
 
 /// Text and finish reason of every choice of a stream.
-fn said(answer: &Answer, choices: usize) -> Vec<(String, String)> {
+pub fn said(answer: &Answer, choices: usize) -> Vec<(String, String)> {
     let mut said = vec![(String::new(), String::new()); choices];
     for chunk in answer.chunks() {
         assert_eq!(chunk["object"], "text_completion");
+        assert!(chunk["id"].as_str().unwrap().starts_with("cmpl-"));
         for choice in chunk["choices"].as_array().unwrap() {
             let (text, finish) = &mut said[usize::try_from(choice["index"].as_u64().unwrap()).unwrap()];
             assert_eq!(finish, "", "nothing follows the finish");
@@ -27,27 +29,20 @@ fn said(answer: &Answer, choices: usize) -> Vec<(String, String)> {
     said
 }
 
-/// The same of an answer in one piece, after a look at what else it must have.
-fn said_whole(whole: &Value) -> Vec<(String, String)> {
-    assert_eq!(whole["object"], "text_completion");
-    assert!(whole["id"].as_str().unwrap().starts_with("cmpl-"));
-    let choices = whole["choices"].as_array().unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let said = choices.iter().enumerate().map(|(i, choice)| {
-        assert_eq!(choice["index"], i);
-        (text(&choice["text"]), text(&choice["finish_reason"]))
-    });
-    said.collect()
+async fn continued(worker: &Worker, body: &Value, choices: usize) -> Vec<(String, String)> {
+    said(&worker.post("/v1/completions", body).await, choices)
 }
 
-async fn both(worker: &Worker, body: &Value) -> Vec<(String, String)> {
-    let whole = with(body.clone(), json!({"stream": false, "stream_options": null}));
-    let whole = worker.post("/v1/completions", &whole).await.json();
-    let streamed = worker.post("/v1/completions", body).await;
-    let said_whole = said_whole(&whole);
-    assert_eq!(said(&streamed, said_whole.len()), said_whole);
-    assert_eq!(streamed.chunks().pop().unwrap()["usage"], whole["usage"]);
-    said_whole
+/// The log-probabilities of a whole stream's one choice, list by list.
+pub fn logprobs(answer: &Answer) -> Value {
+    let mut told = json!({"tokens": [], "token_logprobs": [], "text_offset": [], "top_logprobs": []});
+    for chunk in answer.chunks() {
+        for (key, list) in told.as_object_mut().unwrap() {
+            let more = chunk["choices"][0]["logprobs"][key].as_array().cloned();
+            list.as_array_mut().unwrap().extend(more.unwrap_or_default());
+        }
+    }
+    told
 }
 
 fn pairs(said: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -63,15 +58,15 @@ async fn a_text_goes_on_without_any_template() {
         .ready()
         .await;
     assert_eq!(
-        both(&worker, &ask(json!("Once"), json!({}))).await,
+        continued(&worker, &ask(json!("Once"), json!({})), 1).await,
         pairs(&[(" upon a time", "stop")])
     );
-    let echoed = both(&worker, &ask(json!("Once"), json!({"echo": true, "max_tokens": 2}))).await;
+    let echoed = continued(&worker, &ask(json!("Once"), json!({"echo": true, "max_tokens": 2})), 1).await;
     assert_eq!(echoed, pairs(&[("Once upon a", "length")]));
-    let only_echo = both(&worker, &ask(json!("Once"), json!({"echo": true, "max_tokens": 0}))).await;
+    let only_echo = continued(&worker, &ask(json!("Once"), json!({"echo": true, "max_tokens": 0})), 1).await;
     assert_eq!(only_echo, pairs(&[("Once", "length")]));
     assert_eq!(
-        both(&worker, &ask(json!("Once"), json!({"stop": "a"}))).await,
+        continued(&worker, &ask(json!("Once"), json!({"stop": "a"})), 1).await,
         pairs(&[(" upon ", "stop")])
     );
 }
@@ -97,41 +92,25 @@ async fn prompts_in_a_list_each_get_their_choices_in_order() {
         ("two three", "stop"),
         ("two three", "stop"),
     ]);
-    assert_eq!(both(&worker, &lists).await, four);
-    let whole = worker
-        .post(
-            "/v1/completions",
-            &with(lists, json!({"stream": false, "stream_options": null})),
-        )
-        .await;
-    let usage = whole.json()["usage"].clone();
-    assert_eq!(
-        (usage["prompt_tokens"].as_u64(), usage["completion_tokens"].as_u64()),
-        (Some(3), Some(6))
-    );
-    let ids = both(&worker, &ask(json!([[7, 8], [9]]), json!({}))).await;
+    let answer = worker.post("/v1/completions", &lists).await;
+    assert_eq!(said(&answer, 4), four);
+    assert_eq!(answer.usage(), [3, 6, 9]);
+    let ids = continued(&worker, &ask(json!([[7, 8], [9]]), json!({})), 2).await;
     assert_eq!(ids, pairs(&[("7 8 ", "stop"), ("9 ", "stop")]));
 }
 
 #[tokio::test]
 async fn the_older_logprobs_come_in_their_own_form() {
     let worker = Worker::alone(json!({"tokens": ["é ", "b"]}), &[]).await.ready().await;
-    let body = with(
-        ask(json!("x"), json!({"logprobs": 1})),
-        json!({"stream": false, "stream_options": null}),
-    );
-    let whole = worker.post("/v1/completions", &body).await.json();
+    let body = ask(json!("x"), json!({"logprobs": 1}));
     assert_eq!(
-        whole["choices"][0]["logprobs"],
+        logprobs(&worker.post("/v1/completions", &body).await),
         json!({"tokens": ["é ", "b"], "token_logprobs": [-0.5, -0.5], "text_offset": [0, 2],
             "top_logprobs": [{"é ": -0.5}, {"b": -0.5}]})
     );
-    let none = worker
-        .post("/v1/completions", &with(body, json!({"stop": "é"})))
-        .await
-        .json();
+    let none = worker.post("/v1/completions", &with(body, json!({"stop": "é"}))).await;
     assert_eq!(
-        none["choices"][0]["logprobs"],
+        none.chunks()[0]["choices"][0]["logprobs"],
         json!({"tokens": [], "token_logprobs": [], "text_offset": [], "top_logprobs": []})
     );
 }
@@ -142,20 +121,15 @@ async fn an_echo_tells_how_likely_the_prompt_was() {
     let echo = |more| with(ask(json!("é x"), json!({"echo": true, "logprobs": 0})), more);
     let both = json!({"tokens": ["é ", "x", "b"], "token_logprobs": [null, -0.5, -0.5], "text_offset": [0, 2, 3],
         "top_logprobs": [null, {"x": -0.5}, {"b": -0.5}]});
-    let streamed = worker.post("/v1/completions", &echo(json!({}))).await;
-    let mut told = json!({"tokens": [], "token_logprobs": [], "text_offset": [], "top_logprobs": []});
-    for chunk in streamed.chunks() {
-        for (key, list) in told.as_object_mut().unwrap() {
-            let more = chunk["choices"][0]["logprobs"][key].as_array().cloned();
-            list.as_array_mut().unwrap().extend(more.unwrap_or_default());
-        }
-    }
-    assert_eq!(told, both);
-    let alone = echo(json!({"stream": false, "stream_options": null, "max_tokens": 0}));
-    let alone = worker.post("/v1/completions", &alone).await.json();
-    assert_eq!(alone["choices"][0]["text"], "é x");
-    assert_eq!(alone["choices"][0]["logprobs"]["tokens"], json!(["é ", "x"]));
-    assert_eq!(alone["choices"][0]["logprobs"]["token_logprobs"], json!([null, -0.5]));
+    let answer = worker.post("/v1/completions", &echo(json!({}))).await;
+    assert_eq!(logprobs(&answer), both);
+    let alone = worker.post("/v1/completions", &echo(json!({"max_tokens": 0}))).await;
+    assert_eq!(said(&alone, 1), pairs(&[("é x", "length")]));
+    let told = logprobs(&alone);
+    assert_eq!(
+        (&told["tokens"], &told["token_logprobs"]),
+        (&json!(["é ", "x"]), &json!([null, -0.5]))
+    );
 }
 
 #[tokio::test]
@@ -169,11 +143,7 @@ async fn what_is_not_done_is_said() {
     );
     assert_eq!(refused.json()["error"]["param"], "best_of");
     for (path, body, param) in [
-        (
-            "/v1/completions",
-            json!({"model": "m", "prompt": "w ".repeat(5000)}),
-            "prompt",
-        ),
+        ("/v1/completions", ask(json!("w ".repeat(5000)), json!({})), "prompt"),
         (
             "/v1/embeddings",
             json!({"model": "m", "input": "w ".repeat(5000)}),

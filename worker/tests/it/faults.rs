@@ -3,7 +3,7 @@
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::worker::{Answer, Worker, streamed, with};
+use super::worker::{Answer, Worker, streamed};
 
 async fn faulty(worker: &Worker, kind: &str) -> Answer {
     let script = json!({"tokens": ["a", "b", "c"], "fault": {"at": 1, "kind": kind}});
@@ -59,20 +59,6 @@ async fn faults_on_the_wire_are_as_ordered() {
         "fine",
         "the worker outlives all of them"
     );
-}
-
-#[tokio::test]
-async fn a_fault_is_an_error_in_one_piece_too() {
-    let worker = Worker::alone(json!({}), &[]).await.ready().await;
-    for kind in ["close", "truncate", "error_event"] {
-        let script = json!({"tokens": ["a", "b"], "fault": {"at": 1, "kind": kind}}).to_string();
-        let answer = worker.ask(&with(streamed(script), json!({"stream": false}))).await;
-        assert_eq!(
-            (answer.status.as_u16(), answer.code()),
-            (500, "engine_failed".to_owned()),
-            "{kind}"
-        );
-    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use wire::PROMPT_TOKENS_HEADER;
 
 use super::{
     model,
-    worker::{Answer, Worker, eventually, secret_file, streamed, with},
+    worker::{Worker, eventually, secret_file, streamed, with},
 };
 
 fn args(folder: &TempDir, path: &std::path::Path) -> Vec<String> {
@@ -60,13 +60,6 @@ pub fn ask(content: &str) -> Value {
     with(streamed(content), json!({"temperature": 0, "max_tokens": 24}))
 }
 
-fn content(whole: &Answer) -> String {
-    whole.json()["choices"][0]["message"]["content"]
-        .as_str()
-        .unwrap()
-        .to_owned()
-}
-
 #[tokio::test]
 async fn a_model_in_shards_says_what_the_whole_one_says() {
     let question = ask("What is the capital of France?");
@@ -77,12 +70,10 @@ async fn a_model_in_shards_says_what_the_whole_one_says() {
 }
 
 #[tokio::test]
-async fn the_same_text_comes_streamed_and_in_one_piece_token_by_token_and_counted_exactly() {
+async fn text_comes_token_by_token_and_counted_exactly() {
     let worker = real(&[]).await;
     let question = ask("What is the capital of France?");
     let streamed = worker.ask(&question).await;
-    let whole = worker.ask(&with(question, json!({"stream": false}))).await;
-    assert_eq!(streamed.text(), content(&whole));
     assert!(streamed.text().contains("Paris"), "{}", streamed.text());
     assert_eq!(streamed.finish(), "stop");
 
@@ -97,8 +88,6 @@ async fn the_same_text_comes_streamed_and_in_one_piece_token_by_token_and_counte
         .count();
     // All chunks but the role's, less the finish and the usage: one for each token.
     assert_eq!(u64::try_from(texts).unwrap() - 2, completion, "{}", streamed.body());
-    let usage = &whole.json()["usage"];
-    assert_eq!(usage["completion_tokens"], completion);
 
     let two = worker
         .ask(&with(ask("Count to one hundred."), json!({"max_tokens": 2})))
@@ -132,13 +121,10 @@ async fn stop_texts_seeds_biases_and_logprobs_work() {
         ask("What is the capital of France?"),
         json!({"logprobs": true, "top_logprobs": 2}),
     );
-    let answer = worker.ask(&with(question.clone(), json!({"stream": false}))).await;
-    let tokens = answer.json()["choices"][0]["logprobs"]["content"]
-        .as_array()
-        .unwrap()
-        .clone();
+    let answer = worker.ask(&question).await;
+    let tokens = answer.logprobs();
     let text: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
-    assert_eq!(text, content(&answer));
+    assert_eq!(text, answer.text());
     for token in &tokens {
         let top = token["top_logprobs"].as_array().unwrap();
         assert_eq!(top.len(), 2);
@@ -320,28 +306,23 @@ async fn where_the_template_begins_a_thought_the_answer_does_and_where_a_grammar
     });
     let worker = start(&path, &[]).await;
     let short = with(ask("What is the capital of France?"), json!({"max_tokens": 8}));
-    let (streamed, whole) = worker.ask_both(&short).await;
-    let message = &whole["choices"][0]["message"];
-    assert_eq!((streamed.text().as_str(), &message["content"]), ("", &json!("")));
-    assert!(
-        message["reasoning_content"]
-            .as_str()
-            .is_some_and(|thought| !thought.is_empty()),
-        "{whole}"
+    let answer = worker.ask(&short).await;
+    let said = answer.choice(0);
+    assert_eq!(
+        (said.text.as_str(), said.thought.is_empty()),
+        ("", false),
+        "{}",
+        answer.body()
     );
-    let usage = &whole["usage"];
+    let usage = &answer.chunks().pop().unwrap()["usage"];
     assert_eq!(
         usage["completion_tokens_details"]["reasoning_tokens"],
         usage["completion_tokens"]
     );
     let form = json!({"max_tokens": 40, "response_format": {"type": "json_object"}});
-    let (_, formed) = worker.ask_both(&with(ask("Say it in JSON."), form)).await;
-    let message = &formed["choices"][0]["message"];
-    assert!(message.get("reasoning_content").is_none(), "{formed}");
-    assert!(
-        message["content"].as_str().unwrap().trim_start().starts_with('{'),
-        "{formed}"
-    );
+    let formed = worker.ask(&with(ask("Say it in JSON."), form)).await.choice(0);
+    assert_eq!(formed.thought, "");
+    assert!(formed.text.trim_start().starts_with('{'), "{formed:?}");
 }
 
 #[tokio::test]

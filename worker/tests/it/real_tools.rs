@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    completions::{ask as text, logprobs as logprobs_of, said},
     real_model::{ask, real},
     tools::{beyond_grammars, check_weather, now, weather},
     worker::with,
@@ -19,7 +20,7 @@ fn calling(content: &str, more: Value) -> Value {
 async fn a_required_call_fits_its_schema_whatever_the_model_would_rather_say() {
     let worker = real(&[]).await;
     let must = json!({"tool_choice": "required", "parallel_tool_calls": false});
-    let (answer, _) = worker.ask_both(&calling("How is the weather in Paris?", must)).await;
+    let answer = worker.ask(&calling("How is the weather in Paris?", must)).await;
     let said = answer.choice(0);
     assert_eq!(
         (said.finish.as_str(), said.calls.len(), said.text.as_str()),
@@ -32,26 +33,25 @@ async fn a_required_call_fits_its_schema_whatever_the_model_would_rather_say() {
 
     for seed in 1..4 {
         let named = json!({"type": "function", "function": {"name": "get_weather"}});
-        let more = json!({"tool_choice": named, "temperature": 1.5, "seed": seed, "stream": false, "stream_options": null,
-            "parallel_tool_calls": false});
-        let whole = worker.ask(&calling("Tell me a joke about nothing.", more)).await.json();
-        let choice = &whole["choices"][0];
+        let more = json!({"tool_choice": named, "temperature": 1.5, "seed": seed, "parallel_tool_calls": false});
+        let answer = worker.ask(&calling("Tell me a joke about nothing.", more)).await;
+        let said = answer.choice(0);
         assert_eq!(
-            (&choice["finish_reason"], &choice["message"]["content"]),
-            (&json!("tool_calls"), &Value::Null),
-            "{whole}"
+            (said.finish.as_str(), said.text.as_str()),
+            ("tool_calls", ""),
+            "{}",
+            answer.body()
         );
-        let call = &choice["message"]["tool_calls"][0]["function"];
-        assert_eq!(call["name"], "get_weather");
-        check_weather(call["arguments"].as_str().unwrap());
+        assert_eq!(said.calls[0].name, "get_weather");
+        check_weather(&said.calls[0].arguments);
     }
 }
 
 #[tokio::test]
 async fn a_model_that_need_not_call_answers_in_words_and_reads_results() {
     let worker = real(&[]).await;
-    let (answer, _) = worker
-        .ask_both(&calling("Hello, who are you?", json!({"max_tokens": 12})))
+    let answer = worker
+        .ask(&calling("Hello, who are you?", json!({"max_tokens": 12})))
         .await;
     assert!(
         answer.choice(0).calls.is_empty() && !answer.choice(0).text.is_empty(),
@@ -65,8 +65,8 @@ async fn a_model_that_need_not_call_answers_in_words_and_reads_results() {
         {"role": "assistant", "content": null, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "It is half past nine."},
     ]);
-    let (answer, _) = worker
-        .ask_both(&calling("", json!({"messages": past, "max_tokens": 12})))
+    let answer = worker
+        .ask(&calling("", json!({"messages": past, "max_tokens": 12})))
         .await;
     assert!(!answer.choice(0).text.is_empty(), "{}", answer.body());
 }
@@ -76,16 +76,16 @@ async fn a_schema_with_references_and_alternatives_is_kept_to() {
     let worker = real(&[]).await;
     let schema = weather()["function"]["parameters"].clone();
     let format = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
-    let (answer, _) = worker
-        .ask_both(&with(
+    let answer = worker
+        .ask(&with(
             ask("A city, please."),
             json!({"response_format": format, "max_tokens": 60}),
         ))
         .await;
     check_weather(&answer.text());
     let endless = json!({"response_format": {"type": "json_object"}, "max_tokens": 8});
-    let (cut, _) = worker
-        .ask_both(&with(ask("Describe the whole world in JSON."), endless))
+    let cut = worker
+        .ask(&with(ask("Describe the whole world in JSON."), endless))
         .await;
     assert!(cut.text().starts_with('{'));
     assert_eq!((cut.finish().as_str(), cut.usage()[1]), ("length", 8));
@@ -96,7 +96,7 @@ async fn a_schema_that_no_grammar_keeps_is_kept_as_far_as_can_be() {
     let worker = real(&[]).await;
     let buy = json!({"type": "function", "function": {"name": "buy", "parameters": beyond_grammars()}});
     let more = json!({"tools": [buy], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 24});
-    let (answer, _) = worker.ask_both(&with(ask("Buy a pen for two euros."), more)).await;
+    let answer = worker.ask(&with(ask("Buy a pen for two euros."), more)).await;
     let call = &answer.choice(0).calls[0];
     assert_eq!(
         (call.name.as_str(), call.arguments.get(..10)),
@@ -126,11 +126,11 @@ async fn several_choices_differ_and_repeat() {
         ask("Tell me a story."),
         json!({"n": 3, "temperature": 1.5, "seed": 7, "max_tokens": 8}),
     );
-    let (answer, whole) = worker.ask_both(&three).await;
+    let answer = worker.ask(&three).await;
     let texts: Vec<String> = (0..3).map(|i| answer.choice(i).text).collect();
     assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
-    let prompt = answer.usage()[0];
-    assert_eq!(whole["usage"]["completion_tokens"], 24);
+    let [prompt, completion, _] = answer.usage();
+    assert_eq!(completion, 24);
     let alone = worker.ask(&with(three, json!({"n": 1}))).await;
     assert_eq!((alone.text(), alone.usage()[0]), (texts[0].clone(), prompt));
 }
@@ -138,24 +138,21 @@ async fn several_choices_differ_and_repeat() {
 #[tokio::test]
 async fn a_text_goes_on_as_it_stands() {
     let worker = real(&[]).await;
-    let body =
-        json!({"model": "m", "prompt": "The capital of France is", "max_tokens": 3, "temperature": 0, "logprobs": 1});
-    let answer = worker.post("/v1/completions", &body).await.json();
-    let choice = &answer["choices"][0];
-    assert!(choice["text"].as_str().unwrap().contains("Paris"), "{answer}");
-    assert_eq!(
-        (&answer["usage"]["prompt_tokens"], &choice["finish_reason"]),
-        (&json!(5), &json!("length")),
-        "no template"
-    );
-    let logprobs = &choice["logprobs"];
+    let more = json!({"max_tokens": 3, "temperature": 0, "logprobs": 1});
+    let body = text(json!("The capital of France is"), more);
+    let post = async |body: Value| worker.post("/v1/completions", &body).await;
+    let answer = post(body.clone()).await;
+    let (goes_on, finish) = said(&answer, 1).remove(0);
+    assert!(goes_on.contains("Paris"), "{goes_on}");
+    assert_eq!((answer.usage()[0], finish.as_str()), (5, "length"), "no template");
+    let logprobs = logprobs_of(&answer);
     let tokens: String = logprobs["tokens"]
         .as_array()
         .unwrap()
         .iter()
         .map(|token| token.as_str().unwrap())
         .collect();
-    assert_eq!(choice["text"], tokens);
+    assert_eq!(goes_on, tokens);
     assert_eq!(logprobs["text_offset"][0], 0);
     let top = logprobs["top_logprobs"][0].as_object().unwrap();
     assert_eq!(
@@ -164,21 +161,20 @@ async fn a_text_goes_on_as_it_stands() {
         "greedy takes the likeliest"
     );
 
-    let echoed = with(body.clone(), json!({"echo": true, "logprobs": null}));
-    let echoed = worker.post("/v1/completions", &echoed).await.json();
-    let whole_text = format!("The capital of France is{}", choice["text"].as_str().unwrap());
-    assert_eq!(echoed["choices"][0]["text"], whole_text);
+    let echoed = post(with(body.clone(), json!({"echo": true, "logprobs": null}))).await;
+    let whole_text = format!("The capital of France is{goes_on}");
+    assert_eq!(said(&echoed, 1)[0].0, whole_text);
 
     // What it continues with is as likely in an echo as it was when it was said.
     let all = with(
         body.clone(),
         json!({"prompt": whole_text, "echo": true, "max_tokens": 0}),
     );
-    let all = worker.post("/v1/completions", &all).await.json();
-    let weighed = &all["choices"][0]["logprobs"];
+    let all = post(all).await;
+    let weighed = logprobs_of(&all);
     assert_eq!(
-        (&all["choices"][0]["text"], &weighed["token_logprobs"][0]),
-        (&json!(whole_text), &Value::Null)
+        (&said(&all, 1)[0].0, &weighed["token_logprobs"][0]),
+        (&whole_text, &Value::Null)
     );
     assert_eq!(
         weighed["tokens"].as_array().unwrap()[5..],
@@ -191,19 +187,17 @@ async fn a_text_goes_on_as_it_stands() {
             "{then} {now}"
         );
     }
-    assert_eq!(all["usage"]["completion_tokens"], 0);
+    assert_eq!(all.usage()[1], 0);
 
     // 504, 3575, 282, 4649, 314 are the five tokens of the prompt.
     let ids = with(
         body,
         json!({"prompt": [[504, 3575, 282, 4649, 314], [504]], "echo": true, "logprobs": null}),
     );
-    let ids = worker.post("/v1/completions", &ids).await.json();
-    assert_eq!(ids["choices"][0]["text"], whole_text);
-    assert!(ids["choices"][1]["text"].as_str().unwrap().starts_with("The"), "{ids}");
-    let strange = worker
-        .post("/v1/completions", &json!({"model": "m", "prompt": [999_999]}))
-        .await;
+    let ids = said(&post(ids).await, 2);
+    assert_eq!(ids[0].0, whole_text);
+    assert!(ids[1].0.starts_with("The"), "{ids:?}");
+    let strange = post(text(json!([999_999]), json!({}))).await;
     assert_eq!(
         (strange.status.as_u16(), strange.json()["error"]["param"].as_str()),
         (400, Some("prompt"))

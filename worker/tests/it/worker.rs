@@ -213,39 +213,6 @@ impl Worker {
         Answer::of(self.dispatch(path, body).send().await.unwrap()).await
     }
 
-    /// Asks twice, streamed and in one piece, and makes sure that both say the same: text, calls, finish and usage.
-    pub async fn ask_both(&self, body: &Value) -> (Answer, Value) {
-        let streamed = self.ask(body).await;
-        let whole = self
-            .ask(&with(body.clone(), json!({"stream": false, "stream_options": null})))
-            .await
-            .json();
-        for (i, choice) in whole["choices"]
-            .as_array()
-            .unwrap_or_else(|| panic!("{whole}"))
-            .iter()
-            .enumerate()
-        {
-            let said = streamed.choice(i);
-            assert_eq!(choice["message"]["content"].as_str().unwrap_or_default(), said.text);
-            assert_eq!(choice["finish_reason"], said.finish);
-            let calls: Vec<(String, String)> = choice["message"]["tool_calls"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(|call| {
-                    let part = |key: &str| call["function"][key].as_str().unwrap().to_owned();
-                    (part("name"), part("arguments"))
-                })
-                .collect();
-            let said: Vec<_> = said.calls.into_iter().map(|call| (call.name, call.arguments)).collect();
-            assert_eq!(calls, said);
-        }
-        assert_eq!(whole["usage"], streamed.chunks().pop().unwrap()["usage"]);
-        assert_eq!(whole["system_fingerprint"], streamed.chunks()[0]["system_fingerprint"]);
-        (streamed, whole)
-    }
-
     /// Requests its engine works on.
     pub async fn in_flight(&self) -> u64 {
         self.slots().await.0
@@ -282,6 +249,8 @@ pub fn with(mut body: Value, more: Value) -> Value {
 #[derive(Debug, Default)]
 pub struct Said {
     pub text: String,
+    /// What was thought before.
+    pub thought: String,
     pub calls: Vec<Called>,
     pub finish: String,
 }
@@ -365,6 +334,8 @@ impl Answer {
             assert_eq!(said.finish, "", "nothing follows the finish: {}", self.body());
             let delta = &choice["delta"];
             said.text.push_str(delta["content"].as_str().unwrap_or_default());
+            said.thought
+                .push_str(delta["reasoning_content"].as_str().unwrap_or_default());
             for call in delta["tool_calls"].as_array().into_iter().flatten() {
                 let place = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
                 let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -413,6 +384,15 @@ impl Answer {
     pub fn usage(&self) -> [u64; 3] {
         let usage = &self.chunks().pop().unwrap()["usage"];
         ["prompt_tokens", "completion_tokens", "total_tokens"].map(|key| usage[key].as_u64().unwrap())
+    }
+
+    /// The log-probabilities of a whole stream's first choice, token by token.
+    pub fn logprobs(&self) -> Vec<Value> {
+        let chunks = self.chunks();
+        let lists = chunks
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
+        lists.flatten().cloned().collect()
     }
 
     /// The code of an error.
