@@ -459,7 +459,7 @@ mod both_verifiers {
             ("digits of another script", Box::new(rename("00000\u{663}.jsonl")), 2),
             (
                 "a signature that is no ASCII",
-                Box::new(spelled("000002.notes", |text| text.replacen("A", "\u{c4}", 1))),
+                Box::new(spelled("000002.notes", |text| text.replacen('A', "\u{c4}", 1))),
                 1,
             ),
             (
