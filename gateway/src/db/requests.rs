@@ -74,12 +74,12 @@ pub async fn retire(db: &SqlitePool, before_ms: i64, most: u32) -> Result<u64, D
          SELECT key_id, model, started_at_ms / 86400000 AS day, COUNT(*), SUM(COALESCE(prompt_tokens, 0)), \
                 SUM(COALESCE(completion_tokens, 0)), SUM(estimated) \
          FROM (SELECT * FROM requests WHERE started_at_ms < $1 AND state NOT IN ('queued', 'running') \
-               ORDER BY started_at_ms, id LIMIT $2) \
+               ORDER BY started_at_ms, id LIMIT $2) old \
          WHERE true GROUP BY key_id, model, day \
-         ON CONFLICT (key_id, model, day) DO UPDATE SET requests = requests + excluded.requests, \
-             prompt_tokens = prompt_tokens + excluded.prompt_tokens, \
-             completion_tokens = completion_tokens + excluded.completion_tokens, \
-             estimated = estimated + excluded.estimated",
+         ON CONFLICT (key_id, model, day) DO UPDATE SET requests = past_usage.requests + excluded.requests, \
+             prompt_tokens = past_usage.prompt_tokens + excluded.prompt_tokens, \
+             completion_tokens = past_usage.completion_tokens + excluded.completion_tokens, \
+             estimated = past_usage.estimated + excluded.estimated",
     )
     .bind(before_ms)
     .bind(i64::from(most))
@@ -156,7 +156,7 @@ pub async fn usage(
                FROM requests WHERE started_at_ms >= $1 * 86400000 \
                UNION ALL \
                SELECT key_id, model, day, requests, prompt_tokens, completion_tokens, estimated \
-               FROM past_usage WHERE day >= $1) \
+               FROM past_usage WHERE day >= $1) used \
          WHERE ($2 IS NULL OR key_id = $2) AND ($3 IS NULL OR model = $3) \
          GROUP BY key_id, model, day ORDER BY day DESC, key_id, model",
     )

@@ -93,8 +93,8 @@ pub struct Member {
     last_seen: Instant,
     drain_wanted: bool,
     health: Health,
-    /// Until then it has no room, as it says.
-    pub full_until: Option<Instant>,
+    /// For which models it has no room until when, as it says.
+    full: Vec<(ModelName, Instant)>,
     work: Progress,
 }
 
@@ -161,8 +161,8 @@ pub enum Event {
     Ended(WorkerId, i64, Ending),
     /// A worker of this epoch has proved that it lives.
     Proved(WorkerId, i64),
-    /// A worker of this epoch has no room for so long, whatever slots it has.
-    Full(WorkerId, i64, Duration),
+    /// A worker of this epoch has no room for requests to this model for so long, whatever slots it has.
+    Full(WorkerId, i64, ModelName, Duration),
     /// Time passed.
     Swept,
 }
@@ -244,8 +244,12 @@ impl Members {
                 member.health.broken = false;
                 false
             }),
-            Event::Full(id, epoch, wait) => self.held(&id, epoch).map(|member| {
-                member.full_until = Some(now + wait);
+            Event::Full(id, epoch, model, wait) => self.held(&id, epoch).map(|member| {
+                let until = member
+                    .full_until(&model, now)
+                    .map_or(now + wait, |until| until.max(now + wait));
+                member.full.retain(|(of, until)| *of != model && *until > now);
+                member.full.push((model, until));
                 false
             }),
             Event::Ended(id, epoch, ending) => {
@@ -336,9 +340,10 @@ impl Members {
         self.by_id.values()
     }
 
-    /// Workers of ours of which a connection broke, and that have not been heard of since.
-    pub fn doubted(&self) -> impl Iterator<Item = &Member> {
-        self.iter().filter(|m| m.health.broken && !m.is_attached())
+    /// Workers of ours of which a connection broke, and that have not been heard of since; without those that are lost.
+    pub fn doubted(&self, now: Instant) -> impl Iterator<Item = &Member> {
+        let doubted = self.iter().filter(|m| m.health.broken && !m.is_attached());
+        doubted.filter(move |m| m.silent(now) <= self.limits.silence)
     }
 
     /// The workers that serve this model.
@@ -432,7 +437,7 @@ impl Member {
             last_seen: now,
             drain_wanted: false,
             health: Health::default(),
-            full_until: None,
+            full: Vec::new(),
             work: Progress {
                 done: (0, 0),
                 stuck_since: None,
@@ -476,9 +481,10 @@ impl Member {
         self.pace = Some(self.pace.map_or(seen, |pace| pace + (seen - pace) / 5.0));
     }
 
-    /// Whether it has said that it has no room now.
-    pub fn is_full(&self, now: Instant) -> bool {
-        self.full_until.is_some_and(|until| now < until)
+    /// Until when it has no room for requests to this model, as it says; none if it has.
+    pub fn full_until(&self, model: &ModelName, now: Instant) -> Option<Instant> {
+        let mut full = self.full.iter().filter(|(of, until)| of == model && now < *until);
+        full.next().map(|(_, until)| *until)
     }
 
     /// Whether it is set aside as an outlier.

@@ -106,13 +106,14 @@ fn a_broken_connection_makes_a_worker_suspect_until_its_next_heartbeat() {
 fn a_broken_connection_is_forgotten_when_the_worker_proves_that_it_lives() {
     let (mut members, now) = with(&["a"]);
     ended(&mut members, "a", Outcome::Broken, now);
-    assert_eq!(members.doubted().count(), 1);
+    assert_eq!(members.doubted(now).count(), 1);
+    assert_eq!(members.doubted(now + Duration::from_secs(16)).count(), 0, "it is lost");
     let proved = |epoch| Event::Proved("a".parse().unwrap(), epoch);
     assert_eq!(members.apply(proved(2), now), Err(Refused::Stale));
     assert_eq!(state(&members, "a", now), WorkerState::Suspect);
     members.apply(proved(1), now).unwrap();
     assert_eq!(state(&members, "a", now), WorkerState::Ready);
-    assert_eq!(members.doubted().count(), 0);
+    assert_eq!(members.doubted(now).count(), 0);
 }
 
 #[test]

@@ -89,15 +89,14 @@ async fn recheck(hive: &Hive, client: &reqwest::Client) {
         let doubted = hive.dispatcher.doubted();
         let proofs = doubted.iter().filter_map(|target| {
             let token = &target.bearer.as_ref()?.0;
-            let proof = challenge(client, &target.url, &target.id, token);
-            Some(async move { (target, proof.await) })
+            Some(async move {
+                if challenge(client, &target.url, &target.id, token).await.is_ok() {
+                    // One that left or came back meanwhile needs no proof.
+                    let _ = hive.dispatcher.apply(Event::Proved(target.id.clone(), target.epoch));
+                }
+            })
         });
-        for (target, proof) in futures_util::future::join_all(proofs).await {
-            if proof.is_ok() {
-                // One that left or came back meanwhile needs no proof.
-                let _ = hive.dispatcher.apply(Event::Proved(target.id.clone(), target.epoch));
-            }
-        }
+        futures_util::future::join_all(proofs).await;
     }
 }
 

@@ -353,7 +353,7 @@ impl Past {
             "an attempt failed"
         );
         let fault = match &failure {
-            Failure::Connect(_) | Failure::Away(_) => Fault::Unreachable,
+            Failure::Connect(_) => Fault::Unreachable,
             Failure::Lost(_) => Fault::Died,
             Failure::Garbled(_) => Fault::Garbled,
             _ => Fault::Bad,

@@ -34,8 +34,8 @@ const READ_AHEAD: usize = 8 * 1024;
 const RECEIVE_BUFFER: usize = 64 * 1024;
 /// Connections to one worker that are kept without a request.
 const KEPT: usize = 256;
-/// How long they are kept.
-const KEPT_FOR: Duration = Duration::from_secs(20);
+/// How long they are kept: less than the 10 s that a worker gives one on which it was shown no bearer yet.
+const KEPT_FOR: Duration = Duration::from_secs(8);
 
 /// One thread's connections to workers.
 #[derive(Debug)]

@@ -92,8 +92,9 @@ pub fn choose(members: &Members, need: &Need<'_>, now: Instant) -> Choice {
                     home = Some((score, member));
                 }
             }
-            Verdict::Busy if member.is_full(now) => {
-                full_until = [full_until, member.full_until].into_iter().flatten().min();
+            Verdict::Busy if member.full_until(need.model, now).is_some() => {
+                let until = member.full_until(need.model, now);
+                full_until = [full_until, until].into_iter().flatten().min();
             }
             Verdict::Busy | Verdict::StillBusy | Verdict::OnTrial => slots += member.slots,
             Verdict::Loading => loading = true,
@@ -146,6 +147,7 @@ pub fn survey(members: &Members, need: &Need<'_>, chosen: &WorkerId, now: Instan
 /// What is true of all workers of a model together.
 struct Fleet<'a> {
     members: &'a Members,
+    model: &'a ModelName,
     now: Instant,
     /// The mean speed of a slot, for workers whose own is not known.
     pace: f32,
@@ -154,7 +156,7 @@ struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    fn of(members: &'a Members, model: &ModelName, now: Instant) -> Self {
+    fn of(members: &'a Members, model: &'a ModelName, now: Instant) -> Self {
         let (mut sum, mut known, mut ejected, mut open) = (0.0, 0_u16, false, false);
         for member in members.serving(model) {
             if let Some(pace) = member.pace() {
@@ -168,6 +170,7 @@ impl<'a> Fleet<'a> {
         }
         Self {
             members,
+            model,
             now,
             pace: if known == 0 { 1.0 } else { sum / f32::from(known) },
             all_ejected: ejected && !open,
@@ -185,7 +188,7 @@ impl<'a> Fleet<'a> {
         };
         if taken >= most {
             Err(full)
-        } else if member.in_flight >= member.slots || member.is_full(self.now) {
+        } else if member.in_flight >= member.slots || member.full_until(self.model, self.now).is_some() {
             Err(Verdict::Busy)
         } else if member.in_flight.saturating_add(member.still_busy) >= member.slots {
             Err(Verdict::StillBusy)

@@ -294,8 +294,15 @@ fn a_worker_that_is_unfit_for_the_request_is_not_chosen() {
 #[test]
 fn a_worker_that_says_it_has_no_room_is_asked_for_nothing_for_so_long() {
     let (mut members, now) = fleet(&[("a", 4, 0, Ready), ("b", 1, 0, Ready)]);
-    let full = Event::Full("a".parse().unwrap(), 1, Duration::from_secs(5));
-    members.apply(full, now).unwrap();
+    let full = |model: &str, seconds| {
+        let (id, model) = ("a".parse().unwrap(), model.parse().unwrap());
+        Event::Full(id, 1, model, Duration::from_secs(seconds))
+    };
+    members.apply(full("another", 60), now).unwrap();
+    assert_eq!(pick(&members, &["b"], now), "a");
+    for seconds in [5, 1] {
+        members.apply(full("m", seconds), now).unwrap();
+    }
     assert_eq!(pick(&members, &[], now), "b");
     let all_full = asked(&members, None, &Labels::new(), &["b"], now);
     let until = now + Duration::from_secs(5);

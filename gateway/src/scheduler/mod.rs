@@ -146,12 +146,11 @@ impl Lease {
         }
     }
 
-    /// The worker has no room for so long, which is no fault of its health.
+    /// The worker has no room for the model for so long, which is no fault of its health.
     pub fn set_aside(&self, wait: Duration) {
-        let target = &self.claim.target;
-        let _ = self
-            .dispatcher
-            .apply(Event::Full(target.id.clone(), target.epoch, wait));
+        let Claim { target, model, .. } = &self.claim;
+        let full = Event::Full(target.id.clone(), target.epoch, model.clone(), wait);
+        let _ = self.dispatcher.apply(full);
     }
 
     /// Tells the registry how the worker did; the slot stays taken until the lease is dropped.
@@ -337,7 +336,11 @@ impl Dispatcher {
     /// Workers of ours of which a connection broke, and that have not been heard of since.
     pub fn doubted(&self) -> Vec<Arc<Target>> {
         let fleet = self.lock();
-        fleet.members().doubted().map(|m| m.target.clone()).collect()
+        fleet
+            .members()
+            .doubted(Instant::now())
+            .map(|m| m.target.clone())
+            .collect()
     }
 
     /// The places where workers of this kind are called.

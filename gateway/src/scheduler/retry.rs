@@ -23,13 +23,13 @@ const FLOOR: usize = 3;
 /// How an attempt failed, as far as the next one goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The worker could not be reached or had no room: it has done nothing.
+    /// The worker could not be reached: it has seen nothing.
     Unreachable,
     /// The worker died with the request.
     Died,
     /// The worker lives, and what it sent was no answer.
     Garbled,
-    /// The worker answered what no client should see, or nothing.
+    /// The worker answered what no client should see, or nothing, or has no room.
     Bad,
 }
 
